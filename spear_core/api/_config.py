@@ -1,0 +1,70 @@
+"""The node's own settings, as the TOML file names them (``docs/configuration.md``)."""
+
+from __future__ import annotations
+
+import attrs
+from attrs import validators
+
+__all__ = ["ExecutionConfig", "LogConfig", "PoolConfig", "SpearletConfig", "TaskConfig"]
+
+_positive = validators.gt(0)
+_not_negative = validators.ge(0)
+
+
+@attrs.frozen(kw_only=True)
+class ExecutionConfig:
+    """``[execution]``: how much runs at once and for how long."""
+
+    max_concurrent_tasks: int = attrs.field(default=256, validator=_positive)
+    max_queued_tasks: int = attrs.field(default=10_000, validator=_not_negative)
+    """Tasks that may wait for a slot; the next one is refused with ``resource_exhausted``."""
+    task_timeout_ms: int = attrs.field(default=300_000, validator=_positive)
+    max_input_bytes: int = attrs.field(default=64 << 20, validator=_positive)
+    max_output_bytes: int = attrs.field(default=64 << 20, validator=_positive)
+    shutdown_grace_ms: int = attrs.field(default=10_000, validator=_not_negative)
+    """How long running tasks may go on once the node was told to stop."""
+
+
+@attrs.frozen(kw_only=True)
+class PoolConfig:
+    """``[pool]``: the instances kept for one artifact."""
+
+    max_instances: int = attrs.field(default=8, validator=_positive)
+    """Reusable instances of one artifact at the same time."""
+    idle_timeout_ms: int = attrs.field(default=300_000, validator=_positive)
+    health_check_interval_ms: int = attrs.field(default=30_000, validator=_positive)
+    max_executions_per_instance: int = attrs.field(default=0, validator=_not_negative)
+    """Retire an instance after so many executions; 0 means never."""
+    start_timeout_ms: int = attrs.field(default=60_000, validator=_positive)
+
+
+@attrs.frozen(kw_only=True)
+class TaskConfig:
+    """``[tasks]``: how long finished tasks, their results and their logs are kept."""
+
+    keep_finished: int = attrs.field(default=1_000, validator=_not_negative)
+    keep_finished_bytes: int = attrs.field(default=64 << 20, validator=_not_negative)
+    """Sum of the kept results."""
+
+
+@attrs.frozen(kw_only=True)
+class LogConfig:
+    """``[logs]``: task logs and the node's own."""
+
+    max_task_log_bytes: int = attrs.field(default=16 << 20, validator=_positive)
+    """Per task; later entries are counted and dropped."""
+    max_system_log_bytes: int = attrs.field(default=16 << 20, validator=_positive)
+    """The node's own log is rotated once at this size."""
+    level: str = attrs.field(
+        default="info", validator=validators.in_(("debug", "info", "warning", "error"))
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SpearletConfig:
+    """Everything a node reads from its configuration, except the plugins' own sections."""
+
+    execution: ExecutionConfig = ExecutionConfig()
+    pool: PoolConfig = PoolConfig()
+    tasks: TaskConfig = TaskConfig()
+    logs: LogConfig = LogConfig()

@@ -1,0 +1,338 @@
+"""What a node does for its callers, whichever front door they come through."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from spear_core.api._artifact import IsolationLevel, Limits
+from spear_core.api._execution import ErrorInfo, ExecutionUsage
+
+__all__ = [
+    "ArtifactInfo",
+    "ArtifactUpload",
+    "ExecutionMode",
+    "InstanceInfo",
+    "InstanceState",
+    "InvokeRequest",
+    "InvokeResponse",
+    "LogChunk",
+    "LogEntry",
+    "NodeApi",
+    "NodeStatus",
+    "PluginInfo",
+    "RuntimeInfo",
+    "TaskInfo",
+    "TaskResult",
+    "TaskState",
+]
+
+
+class TaskState(enum.Enum):
+    """Where a task is in its life."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+
+    @property
+    def is_final(self) -> bool:
+        """True when the task will not change any more."""
+        return self not in (TaskState.PENDING, TaskState.RUNNING)
+
+
+class InstanceState(enum.Enum):
+    """Where an instance is in its life."""
+
+    CREATING = "creating"
+    READY = "ready"
+    RUNNING = "running"
+    FAILED = "failed"
+    TERMINATING = "terminating"
+    TERMINATED = "terminated"
+
+
+class ExecutionMode(enum.Enum):
+    """Whether the caller waits."""
+
+    SYNC = "sync"
+    ASYNC = "async"
+
+
+@attrs.frozen(kw_only=True)
+class ArtifactUpload:
+    """Code to deploy."""
+
+    name: str
+    """1 to 100 letters, digits, ``-``, ``_`` and ``.``, beginning with a letter or digit."""
+    filename: str
+    content: bytes
+    runtime: str = ""
+    """Empty: the node picks the runtime that recognises the file."""
+    entry: str = ""
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    args: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    required_isolation: IsolationLevel | None = None
+    reuse: bool | None = None
+    """``None``: as the runtime says for this kind of code."""
+    timeout_s: float | None = None
+    executable: bool = False
+    """The file had its x bit set."""
+
+
+@attrs.frozen(kw_only=True)
+class ArtifactInfo:
+    """A deployed version, as listings show it."""
+
+    name: str
+    version: int
+    digest: str
+    size: int
+    """Bytes of code."""
+    runtime: str
+    shape: str
+    filename: str
+    entry: str
+    created_at: float
+    """Seconds since the Unix epoch."""
+    in_use: int
+    """Unfinished tasks and live instances that use it."""
+
+
+@attrs.frozen(kw_only=True)
+class InvokeRequest:
+    """A call of a function."""
+
+    function: str
+    """``artifact[@version][:entry]``; without a version, the latest."""
+    payload: bytes = b""
+    content_type: str = "application/octet-stream"
+    mode: ExecutionMode = ExecutionMode.SYNC
+    timeout_s: float | None = None
+    """Seconds until the deadline, queueing included; ``None``: the artifact's, else the node's."""
+    trace: str = ""
+    """W3C ``traceparent``, or empty."""
+
+
+@attrs.frozen(kw_only=True)
+class TaskResult:
+    """How a task's last execution ended."""
+
+    output: bytes = b""
+    content_type: str = "application/octet-stream"
+    error: ErrorInfo | None = None
+    """Set for every final state but ``completed``."""
+    execution_time_ms: float = 0.0
+    """From the moment an instance was there until it answered."""
+    instance_id: str = ""
+    node_id: str = ""
+    attempt: int = 1
+    usage: ExecutionUsage = ExecutionUsage()
+
+
+@attrs.frozen(kw_only=True)
+class TaskInfo:
+    """A task as callers see it."""
+
+    task_id: str
+    execution_id: str
+    function: str
+    """``artifact@version[:entry]``."""
+    state: TaskState
+    created_at: float
+    """Seconds since the Unix epoch; the next two likewise."""
+    started_at: float | None = None
+    completed_at: float | None = None
+    result: TaskResult | None = None
+    """Set when ``state`` is final. Listings leave the output out."""
+
+
+@attrs.frozen(kw_only=True)
+class InvokeResponse:
+    """The answer to :meth:`NodeApi.invoke`."""
+
+    success: bool
+    """The task completed (``sync``), or was accepted (``async``)."""
+    message: str
+    task: TaskInfo
+    status_endpoint: str = ""
+    """``/status/<execution_id>`` for ``async``, empty for ``sync``."""
+    estimated_completion_ms: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class LogEntry:
+    """One entry of a task's log."""
+
+    seq: int
+    """From 1 per task."""
+    ts: float
+    """Seconds since the Unix epoch."""
+    level: str
+    source: str
+    """``guest``, ``stdout``, ``stderr`` or ``node``."""
+    message: str
+    execution_id: str
+
+
+@attrs.frozen(kw_only=True)
+class LogChunk:
+    """A part of a task's log."""
+
+    entries: tuple[LogEntry, ...]
+    cursor: int
+    """Pass it to the next call."""
+    finished: bool
+    """The task is final and nothing comes after these entries."""
+
+
+@attrs.frozen(kw_only=True)
+class InstanceInfo:
+    """A live instance, as listings show it."""
+
+    instance_id: str
+    runtime: str
+    artifact: str
+    """``name@version``."""
+    state: InstanceState
+    created_at: float
+    executions: int
+    pid: int | None
+    cpu_seconds: float | None
+    memory_bytes: int | None
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeInfo:
+    """A runtime and its health on this node."""
+
+    name: str
+    health: str
+    message: str
+    details: Mapping[str, str]
+
+
+@attrs.frozen(kw_only=True)
+class PluginInfo:
+    """A plugin and what became of it."""
+
+    name: str
+    distribution: str
+    version: str
+    provides: tuple[str, ...]
+    """``runtime:wasm``, ``transport:unix``, …"""
+    state: str
+    """``loaded``, ``skipped`` or ``failed``."""
+    reason: str
+    """Why, when it is not loaded."""
+    health: str
+    """``healthy``, ``unhealthy``, ``undetected``, or empty where it does not apply."""
+
+
+@attrs.frozen(kw_only=True)
+class NodeStatus:
+    """The node itself."""
+
+    node_id: str
+    version: str
+    pid: int
+    started_at: float
+    """Seconds since the Unix epoch."""
+    state_dir: str
+    running: int
+    queued: int
+    instances: int
+    total_executions: int
+    successful_executions: int
+    failed_executions: int
+    average_execution_time_ms: float
+    runtimes: tuple[RuntimeInfo, ...]
+
+
+class NodeApi(ABC):
+    """Everything a node does for its callers.
+
+    A node implements it, and so does the client that a front door's ``connect`` yields; there
+    every method may also raise :exc:`~spear_core.errors.NodeUnreachableError`. Cancelling a call
+    is safe at any time.
+    """
+
+    @abstractmethod
+    async def invoke(self, request: InvokeRequest) -> InvokeResponse:
+        """Run a function; ``sync`` waits for its end, ``async`` answers once it is queued.
+
+        A task that fails, times out or is cancelled is an answer with ``success`` false.
+        **Raises** :exc:`~spear_core.errors.ArtifactNotFoundError`,
+        :exc:`~spear_core.errors.InvalidRequestError`,
+        :exc:`~spear_core.errors.ResourceExhaustedError` (nothing was started),
+        :exc:`~spear_core.errors.RuntimeFault`, :exc:`~spear_core.errors.NodeStoppingError`.
+        **Cancellation**: of a ``sync`` call cancels the task.
+        """
+
+    @abstractmethod
+    async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
+        """A task, by its id or its execution's; ``wait`` waits until it is final.
+
+        **Raises** :exc:`~spear_core.errors.TaskNotFoundError`.
+        """
+
+    @abstractmethod
+    async def list_tasks(self, *, limit: int = 100) -> Sequence[TaskInfo]:
+        """The newest tasks first, without their outputs."""
+
+    @abstractmethod
+    async def cancel_task(self, task_id: str, *, reason: str = "") -> TaskInfo:
+        """Cancel a task and wait until nothing of it runs; a final one stays as it is.
+
+        **Raises** :exc:`~spear_core.errors.TaskNotFoundError`.
+        """
+
+    @abstractmethod
+    async def read_log(self, task_id: str, *, cursor: int = 0, wait: bool = False) -> LogChunk:
+        """Entries after ``cursor`` (0: from the start), at most 1000.
+
+        ``wait`` waits until there is at least one or the task is final. **Raises**
+        :exc:`~spear_core.errors.TaskNotFoundError`.
+        """
+
+    @abstractmethod
+    async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
+        """Store code as the next version of its name, ready to run.
+
+        The same code with the same settings as the latest version gives that version again.
+        **Raises** :exc:`~spear_core.errors.UnsupportedArtifactError`,
+        :exc:`~spear_core.errors.RuntimeNotFoundError`,
+        :exc:`~spear_core.errors.IsolationUnavailableError`,
+        :exc:`~spear_core.errors.InvalidRequestError`.
+        """
+
+    @abstractmethod
+    async def list_artifacts(self) -> Sequence[ArtifactInfo]:
+        """Every version, by name, newest first."""
+
+    @abstractmethod
+    async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
+        """Delete one version, or all; the number deleted.
+
+        **Raises** :exc:`~spear_core.errors.ArtifactNotFoundError`,
+        :exc:`~spear_core.errors.ArtifactInUseError` (nothing was deleted).
+        """
+
+    @abstractmethod
+    async def list_instances(self) -> Sequence[InstanceInfo]:
+        """Every live instance."""
+
+    @abstractmethod
+    async def list_plugins(self) -> Sequence[PluginInfo]:
+        """Every installed plugin, loaded or not."""
+
+    @abstractmethod
+    async def status(self) -> NodeStatus:
+        """The node itself."""

@@ -1,0 +1,102 @@
+"""What the node gives a plugin when it opens it."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from spear_core.api._config import SpearletConfig
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from spear_core.api._channel import Channel, LocalChannel
+    from spear_core.api._runtime import RuntimeInstanceId
+
+__all__ = ["ChannelFactory", "ChannelOffer", "Hostcalls", "PluginContext"]
+
+
+class Hostcalls(ABC):
+    """The services of the node that running code reaches through its runtime."""
+
+    @abstractmethod
+    def log(
+        self, execution_id: str, message: str, *, level: str = "info", source: str = "guest"
+    ) -> None:
+        """Append one entry to the log of the task behind ``execution_id``.
+
+        Never blocks and never fails: an entry that cannot be written (unknown execution, full
+        disk, over the task's log limit) is counted and dropped.
+
+        :param message: text as the guest sent it; a trailing newline is dropped.
+        :param level: ``trace``, ``debug``, ``info``, ``warn`` or ``error``.
+        :param source: ``guest`` for log calls, ``stdout`` or ``stderr`` for a stream's lines.
+        """
+
+    @abstractmethod
+    async def call(self, execution_id: str, name: str, payload: bytes) -> bytes:
+        """Run the hostcall ``name`` for that execution and return its answer.
+
+        **Raises** a :exc:`~spear_core.errors.SpearError` with code ``unimplemented`` when no plugin
+        provides ``name``, else what the hostcall raises. **Cancellation**: cancels the hostcall.
+        """
+
+
+class ChannelOffer(ABC):
+    """A place where one instance, and only it, can connect."""
+
+    address: str
+    """For the instance's environment: ``unix:///…/x.sock`` or ``tcp://127.0.0.1:port``."""
+    transport: str
+    secret: bytes
+    """32 bytes that the instance presents in its first frame."""
+
+    @abstractmethod
+    async def accept(self) -> Channel:
+        """Wait until the instance has connected and proved its secret; call it once.
+
+        A connection with a wrong secret is closed and waiting goes on. **Raises**
+        :exc:`~spear_core.errors.ChannelError` when listening fails. **Cancellation**: safe.
+        """
+
+
+class ChannelFactory(ABC):
+    """Makes the channel of an instance."""
+
+    @abstractmethod
+    def open_offer(
+        self, instance_id: RuntimeInstanceId
+    ) -> AbstractAsyncContextManager[ChannelOffer]:
+        """Listen for one instance on the first transport of its runtime that works here.
+
+        **Raises** :exc:`~spear_core.errors.ChannelCreationError`, which lists every transport
+        tried. The address is gone when the block ends; an accepted channel lives on.
+        """
+
+    @abstractmethod
+    def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:
+        """Both ends, the node's first, of a channel for an instance in this process."""
+
+
+@attrs.frozen(kw_only=True)
+class PluginContext:
+    """What the node gives a plugin when it opens it."""
+
+    node_id: str
+    plugin: str
+    """The plugin's entry point name."""
+    state_dir: Path
+    """The plugin's own directory; survives restarts. Made on demand by the plugin."""
+    cache_dir: Path
+    """Likewise, for what can be made again."""
+    run_dir: Path
+    """Exists, private, short path, empty at start: sockets and the like."""
+    log: logging.Logger
+    hostcalls: Hostcalls
+    channels: ChannelFactory
+    spearlet_config: SpearletConfig
+    """The node's own settings; a plugin reads these and its own, never environment variables."""

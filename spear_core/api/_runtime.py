@@ -1,0 +1,195 @@
+"""Runtimes and the instances they make."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from spear_core.api._artifact import Artifact
+from spear_core.api._execution import ExecutionRequest, ExecutionResponse
+from spear_core.api._plugin import PluginContext
+
+__all__ = [
+    "Capability",
+    "Fingerprint",
+    "Health",
+    "Instance",
+    "InstanceSpec",
+    "InstanceStatistics",
+    "Runtime",
+    "RuntimeInstanceId",
+    "RuntimeSpec",
+]
+
+C = TypeVar("C")
+
+
+class Health(enum.Enum):
+    """The three answers a backend can give about itself."""
+
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    UNDETECTED = "undetected"
+    """Installed, but what it drives is absent on this machine."""
+
+
+@attrs.frozen(kw_only=True)
+class Fingerprint:
+    """What a runtime found out about this machine."""
+
+    health: Health
+    message: str = ""
+    """One line: what is wrong and what to do, or what was found."""
+    details: Mapping[str, str] = attrs.field(factory=dict)
+    """Facts for ``spear doctor``, by name, in the order to show them."""
+
+
+class Capability(enum.Enum):
+    """What a plugin can do beyond its interface's minimum; contract suites hold it to its word."""
+
+    REUSE = "reuse"
+    """One instance may serve many executions, one after the other."""
+    CANCEL = "cancel"
+    """Cancelling ``execute`` stops a guest that computes and never looks up."""
+    MEMORY_LIMIT = "memory_limit"
+    """``Limits.memory_bytes`` holds."""
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeInstanceId:
+    """Names one instance on one node."""
+
+    runtime_type: str
+    instance_id: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime_type}/{self.instance_id}"
+
+
+@attrs.frozen(kw_only=True)
+class InstanceSpec:
+    """What the node asks a runtime to make."""
+
+    id: RuntimeInstanceId
+    artifact: Artifact
+
+
+@attrs.frozen(kw_only=True)
+class InstanceStatistics:
+    """What an instance has used so far; ``None`` means its runtime cannot tell."""
+
+    executions: int = 0
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+    pid: int | None = None
+
+
+class Instance(ABC):
+    """A live environment that executes tasks of one artifact, one at a time."""
+
+    id: RuntimeInstanceId
+
+    @abstractmethod
+    async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
+        """Run one execution to its end.
+
+        The caller never starts a second one before the first has ended. A failure of the guest's
+        own code (exception, trap, exit code, a limit it hit) is a response with
+        ``ExecutionStatus.FAILED`` and leaves the instance fit for the next execution, unless
+        :meth:`wait_failed` returns.
+
+        **Raises** :exc:`~spear_core.errors.InstanceError` or
+        :exc:`~spear_core.errors.ChannelError` when the instance itself is broken; the pool then
+        retires it and no further call is made.
+
+        **Cancellation**: stops the guest, whatever it does; when ``Cancelled`` comes out, nothing
+        of this execution still runs. The pool retires the instance.
+        """
+
+    @abstractmethod
+    async def check_health(self) -> None:
+        """Return if an idle instance can take the next execution.
+
+        **Raises** :exc:`~spear_core.errors.InstanceError` when it cannot. **Cancellation**: safe at
+        any time; the caller bounds the wait.
+        """
+
+    @abstractmethod
+    async def wait_failed(self) -> str:
+        """Wait until the instance can take no more executions and return the reason, one line.
+
+        For an instance that cannot fail on its own this waits for ever. **Cancellation**: safe at
+        any time.
+        """
+
+    @abstractmethod
+    def statistics(self) -> InstanceStatistics:
+        """What the instance has used so far. Cheap; never blocks."""
+
+
+class Runtime(ABC):
+    """Makes instances of one kind on one node."""
+
+    @abstractmethod
+    async def fingerprint(self) -> Fingerprint:
+        """Look at the machine and say whether this runtime can work here.
+
+        Called at start, by ``spear doctor`` and from time to time. Never raises for an absent or
+        broken backend: that is what ``Health`` is for. **Cancellation**: safe at any time.
+        """
+
+    @abstractmethod
+    async def prepare(self, artifact: Artifact) -> None:
+        """Do once what every instance of this artifact needs: compile, unpack, pull.
+
+        Called before the first instance and after a restart; doing it again is cheap. Two calls
+        for one artifact may overlap.
+
+        **Raises** :exc:`~spear_core.errors.UnsupportedArtifactError` when the code itself is at
+        fault, :exc:`~spear_core.errors.IsolationUnavailableError` when it requires more than this
+        machine gives, :exc:`~spear_core.errors.RuntimeFault` otherwise. **Cancellation**: leaves
+        nothing half-made that a later call would take for whole.
+        """
+
+    @abstractmethod
+    def open_instance(self, spec: InstanceSpec) -> AbstractAsyncContextManager[Instance]:
+        """Make an instance; it lives as long as the block.
+
+        :meth:`prepare` has returned for ``spec.artifact``. Leaving the block ends the instance and
+        everything it started, gracefully at first when the block ends normally, at once when it
+        ends by an exception.
+
+        **Raises** :exc:`~spear_core.errors.InstanceStartError` on entry when the instance cannot be
+        made. **Cancellation**: nothing of the instance is left.
+        """
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeSpec(Generic[C]):
+    """Declares a runtime; returned by the hook ``spear_runtimes``."""
+
+    name: str
+    """What an artifact asks for: ``wasm``, ``process``."""
+    open: Callable[[PluginContext, C], AbstractAsyncContextManager[Runtime]]
+    """Entered once by the node. Engines are imported here, not before."""
+    config_cls: type[C]
+    """attrs class for the section ``[plugins.<entry point>]``."""
+    recognise: Callable[[Path, bytes, str], str | None]
+    """``(path, first 4096 bytes, entry)`` → the shape of this file within the runtime, or ``None``
+    when it is not for this runtime. Pure and quick: called for every file somebody runs."""
+    reusable_shapes: frozenset[str] = frozenset()
+    """Shapes whose instances are reused unless the artifact says otherwise."""
+    transports: tuple[str, ...] = ()
+    """Preferred first, then fallbacks."""
+    capabilities: frozenset[Capability] = frozenset()
+    api: int = 1
+    """Version of this interface, not of the plugin."""
+
+
+AnyRuntimeSpec = RuntimeSpec[Any]
