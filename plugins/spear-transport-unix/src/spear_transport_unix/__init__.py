@@ -1,0 +1,1 @@
+"""SPEAR transports over Unix and TCP sockets."""

@@ -1,0 +1,1 @@
+"""Write functions and agents for SPEAR in Python."""
