@@ -1,0 +1,112 @@
+"""What one execution has while its guest runs: input, output, log, context, time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+
+from spear_core.api import Artifact, ExecutionRequest
+
+from ._ffi import Stop
+from ._slice import Meter
+
+MAX_LOG_ENTRIES = 2048
+"""Entries kept between two time slices; the newest win (guest ABI, section 4)."""
+MAX_LINE = 16384
+STDERR_TAIL = 20
+
+
+class ExitError(Stop):
+    """The guest called `proc_exit`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exited with code {code}")
+        self.code = code
+
+
+class OutputLimitError(Stop):
+    """The guest wrote more than its output may have."""
+
+
+class Execution:
+    """The state behind the host functions of one execution. Only that guest's calls touch it."""
+
+    __slots__ = (
+        "_partial", "artifact", "content_type", "input_position", "max_output", "meter",
+        "output", "request", "started", "started_wall", "stderr_tail", "stdio_is_payload",
+        "written",
+    )  # fmt: skip
+
+    def __init__(
+        self, request: ExecutionRequest, artifact: Artifact, *,
+        max_output: int, cpu_seconds: float | None, stdio_is_payload: bool,
+    ) -> None:  # fmt: skip
+        self.request = request
+        self.artifact = artifact
+        self.max_output = max_output
+        self.stdio_is_payload = stdio_is_payload
+        """Whether fd 0 is the input and fd 1 the output; otherwise fd 1 goes to the log."""
+        self.started = time.monotonic_ns()
+        self.started_wall = time.time()
+        self.input_position = 0
+        self.output = bytearray()
+        self.content_type: str | None = None
+        self.meter = Meter(cpu_seconds)
+        self.written: deque[tuple[str, str, str]] = deque(maxlen=MAX_LOG_ENTRIES)
+        self.stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL)
+        self._partial: dict[str, bytes] = {}
+
+    def add_log(self, message: str, level: str, source: str = "guest") -> None:
+        self.written.append((message, level, source))
+        self.meter.urgent = True
+
+    def add_lines(self, data: bytes, level: str, source: str) -> None:
+        """Bytes of a stream; whole lines become entries, the rest waits."""
+        *lines, rest = (self._partial.get(source, b"") + data).split(b"\n")
+        while len(rest) > MAX_LINE:
+            lines.append(rest[:MAX_LINE])
+            rest = rest[MAX_LINE:]
+        self._partial[source] = rest
+        for line in lines:
+            text = line.decode("utf-8", "replace")
+            if source == "stderr":
+                self.stderr_tail.append(text)
+            self.add_log(text, level, source)
+
+    def end_lines(self) -> None:
+        """At the end: what had no newline yet."""
+        for source, level in (("stdout", "info"), ("stderr", "error")):
+            if self._partial.get(source):
+                self.add_lines(b"\n", level, source)
+
+    @property
+    def room(self) -> int:
+        """Bytes that the output may still grow by."""
+        return self.max_output - len(self.output)
+
+    def context(self, name: str) -> str | None:
+        """A fact about this execution, or None for an unknown name."""
+        request = self.request
+        if name == "deadline_ms":
+            if request.deadline_s is None:
+                return None
+            return str(int((self.started_wall + request.deadline_s) * 1000))
+        if name.startswith("env."):
+            return self.artifact.env.get(name[4:])
+        facts = {
+            "execution_id": request.execution_id,
+            "task_id": request.task_id,
+            "attempt": str(request.attempt),
+            "artifact": self.artifact.ref,
+            "trace": request.trace,
+        }
+        return facts.get(name)
+
+    def monotonic_ns(self) -> int:
+        """Nanoseconds since it started: a guest has no business with the host's uptime."""
+        return time.monotonic_ns() - self.started
+
+
+def random_i64() -> int:
+    return int.from_bytes(os.urandom(8), "little", signed=True)

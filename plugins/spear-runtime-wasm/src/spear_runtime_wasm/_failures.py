@@ -1,0 +1,105 @@
+"""What a caller is told when a guest did not end well."""
+
+from __future__ import annotations
+
+from spear_core.api import ErrorInfo
+
+from ._execution import Execution, ExitError, OutputLimitError
+from ._ffi import Guest, GuestTrap
+from ._hostcalls import ERRNO_NAMES
+from ._slice import CpuLimitError
+
+PAGE = 65536
+MAX_FRAMES = 10
+POOL_FULL = "maximum concurrent"
+"""In wasmtime's message when every slot of the instance pool is taken."""
+
+_TEXTS = {
+    "stack_overflow": "call stack exhausted",
+    "memory_out_of_bounds": "out of bounds memory access",
+    "heap_misaligned": "misaligned memory access",
+    "table_out_of_bounds": "out of bounds table access",
+    "indirect_call_to_null": "indirect call to a null table entry",
+    "bad_signature": "indirect call with the wrong signature",
+    "integer_overflow": "integer overflow",
+    "integer_division_by_zero": "integer divide by zero",
+    "bad_conversion_to_integer": "invalid conversion to integer",
+    "unreachable": "unreachable code executed",
+    "null_reference": "null reference",
+}
+_OUT_OF_MEMORY = ("unreachable", "memory_out_of_bounds")
+"""How a guest ends when its allocator was refused: it aborts, or uses what it did not get."""
+
+
+def exit_info(exc: ExitError, execution: Execution) -> ErrorInfo:
+    tail = "\n".join(execution.stderr_tail)
+    details = {"exit_code": str(exc.code)}
+    if tail:
+        details["stderr"] = tail
+    last = f": {execution.stderr_tail[-1]}" if tail else ""
+    return ErrorInfo(code="unknown", kind="exit", message=f"{exc}{last}", details=details)
+
+
+def limit_info(exc: OutputLimitError | CpuLimitError) -> ErrorInfo:
+    kind = "output_limit" if isinstance(exc, OutputLimitError) else "cpu_limit"
+    return ErrorInfo(code="resource_exhausted", kind=kind, message=f"stopped: {exc}")
+
+
+def errno_info(entry: str, result: int) -> ErrorInfo:
+    name = ERRNO_NAMES.get(-result)
+    shown = f"{result} ({name})" if name else str(result)
+    details = {"errno": str(-result)}
+    return ErrorInfo(
+        code="unknown", kind="errno", message=f"`{entry}` returned {shown}", details=details
+    )
+
+
+def bad_result_info(entry: str, what: str) -> ErrorInfo:
+    return ErrorInfo(code="unknown", kind="bad_result", message=f"`{entry}` returned {what}")
+
+
+def trap_info(trap: GuestTrap, guest: Guest, memory_limit: int) -> ErrorInfo:
+    """A trap, or wasmtime's refusal to make the instance."""
+    memory = guest.memory_size
+    if trap.code is None:
+        return _refused_info(trap, memory_limit)
+    details = {"trap": trap.code, "memory_bytes": str(memory)}
+    where = _where(trap, details)
+    text = _TEXTS.get(trap.code, trap.message)
+    if trap.code in _OUT_OF_MEMORY and memory + PAGE > memory_limit:
+        return ErrorInfo(
+            code="resource_exhausted",
+            kind="out_of_memory",
+            message=f"out of memory: all {memory_limit} bytes of its limit are in use;"
+            f" then: {text}{where}",
+            details=details,
+        )
+    return ErrorInfo(
+        code="unknown", kind=trap.code, message=f"trap: {text}{where}", details=details
+    )
+
+
+def _refused_info(trap: GuestTrap, memory_limit: int) -> ErrorInfo:
+    message = " ".join(trap.message.split())
+    if "exceeds memory limits" in message:
+        return ErrorInfo(
+            code="resource_exhausted",
+            kind="out_of_memory",
+            message=f"it needs more memory to start than its limit of {memory_limit} bytes: {message}",
+        )
+    if "limit" in message:
+        return ErrorInfo(code="resource_exhausted", kind="limit", message=message)
+    return ErrorInfo(code="unknown", kind="link", message=message)
+
+
+def _where(trap: GuestTrap, details: dict[str, str]) -> str:
+    if not trap.frames:
+        return ""
+    first = trap.frames[0]
+    name = first.function or f"function {first.index}"
+    details["function"] = name
+    details["offset"] = f"{first.offset:#x}"
+    details["backtrace"] = " < ".join(
+        frame.function or f"function {frame.index}" for frame in trap.frames[:MAX_FRAMES]
+    )
+    return f" in {name}, at offset {first.offset:#x} of the module"

@@ -1,0 +1,135 @@
+"""Worker threads for guests that compute for long, so that the trio thread is not theirs.
+
+A suspended guest may be resumed from another thread (checked for wasmtime 50: its stack goes with
+it), one thread at a time. A job is handed over with the guest suspended, is polled here slice by
+slice, in turn with the other jobs, and is handed back when it has ended, waits for the host, has
+written something to its log, has used up its time, or is cancelled.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections import deque
+
+import trio
+
+from ._ffi import Guest
+from ._slice import Meter, poll
+from ._ticker import Ticker
+
+TURN = 4
+"""Slices in a row for one job while others wait."""
+
+
+class _State(enum.Enum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    BACK = "back"
+
+
+class _Job:
+    __slots__ = ("cancelled", "ended", "guest", "meter", "state", "task", "token")
+
+    def __init__(self, guest: Guest, meter: Meter) -> None:
+        self.guest = guest
+        self.meter = meter
+        self.task = trio.lowlevel.current_task()
+        self.token = trio.lowlevel.current_trio_token()
+        self.state = _State.QUEUED
+        self.cancelled = False
+        self.ended = False
+
+
+class HogPool:
+    """At most `threads` workers, started when first needed and ended by `close`."""
+
+    def __init__(self, ticker: Ticker, threads: int) -> None:
+        self._ticker = ticker
+        self._limit = threads
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    async def run(self, guest: Guest, meter: Meter) -> bool:
+        """Let a worker poll it. True when the guest has ended, False when it is to be looked at.
+
+        **Cancellation**: returns with the guest suspended; then the next checkpoint raises.
+        """
+        if not self._limit:
+            await trio.lowlevel.checkpoint()
+            return False
+        job = _Job(guest, meter)
+        self._submit(job)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            with self._changed:
+                if job.state is _State.QUEUED:
+                    self._jobs.remove(job)
+                    return trio.lowlevel.Abort.SUCCEEDED
+                job.cancelled = True
+            return trio.lowlevel.Abort.FAILED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return job.ended
+
+    def close(self) -> None:
+        """End the workers. No job may be left."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _submit(self, job: _Job) -> None:
+        with self._changed:
+            self._jobs.append(job)
+            if self._idle:
+                self._changed.notify()
+            elif len(self._threads) < self._limit:
+                name = f"spear-wasm-worker-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _work(self) -> None:
+        poller = self._ticker.add_poller(time.thread_time)
+        try:
+            while (job := self._take()) is not None:
+                for _ in range(TURN):
+                    job.ended = poll(self._ticker, poller, job.guest, job.meter)
+                    if self._is_due(job):
+                        break
+                self._put_back(job)
+        finally:
+            self._ticker.remove_poller(poller)
+
+    def _take(self) -> _Job | None:
+        with self._changed:
+            self._idle += 1
+            while not self._jobs and not self._closed:
+                self._changed.wait()
+            self._idle -= 1
+            if self._closed:
+                return None
+            job = self._jobs.popleft()
+            job.state = _State.RUNNING
+            return job
+
+    def _is_due(self, job: _Job) -> bool:
+        guest, meter = job.guest, job.meter
+        return (
+            job.ended or job.cancelled or guest.pending is not None or meter.spent or meter.urgent
+        )
+
+    def _put_back(self, job: _Job) -> None:
+        with self._changed:
+            if not self._is_due(job):
+                job.state = _State.QUEUED
+                self._jobs.append(job)
+                return
+            job.state = _State.BACK
+        job.token.run_sync_soon(trio.lowlevel.reschedule, job.task)

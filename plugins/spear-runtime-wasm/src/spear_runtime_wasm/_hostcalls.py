@@ -1,0 +1,160 @@
+"""The `spear` imports of this version: log, time, input, output, context (guest ABI 4 and 17).
+
+Every function takes the guest and plain integers and answers a number: 0 or more is success, less
+is `-errno` of the ABI's own table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import trio
+
+from ._execution import MAX_LINE, Execution, random_i64
+from ._ffi import Guest, Linker, MemoryFault
+
+MODULE = "spear"
+LEVELS = ("trace", "debug", "info", "warn", "error")
+MAX_CONTENT_TYPE = 256
+MAX_CONTEXT_NAME = 256
+
+ENOENT, E2BIG, EFAULT, EINVAL, ENOSPC = -2, -7, -14, -22, -28
+ERRNO_NAMES = {
+    1: "EPERM", 2: "ENOENT", 5: "EIO", 7: "E2BIG", 9: "EBADF", 11: "EAGAIN", 12: "ENOMEM",
+    13: "EACCES", 14: "EFAULT", 17: "EEXIST", 22: "EINVAL", 28: "ENOSPC", 32: "EPIPE",
+    38: "ENOSYS", 104: "ECONNRESET", 107: "ENOTCONN", 110: "ETIMEDOUT", 116: "ESTALE",
+}  # fmt: skip
+
+I32, I64 = "i32", "i64"
+NOTHING: tuple[str, ...] = ()
+
+
+class HostCall(NamedTuple):
+    params: tuple[str, ...]
+    results: tuple[str, ...]
+    function: Callable[..., object]
+    waits: bool = False
+
+
+def put(guest: Guest, out_ptr: int, out_len_ptr: int, data: bytes) -> int:
+    """The out-buffer protocol (guest ABI 2.3)."""
+    try:
+        needed = len(data)
+        if guest.read_u32(out_len_ptr) < needed:
+            guest.write_u32(out_len_ptr, needed)
+            return ENOSPC
+        guest.write(out_ptr, data)
+        guest.write_u32(out_len_ptr, needed)
+    except MemoryFault:
+        return EFAULT
+    return needed
+
+
+def log(guest: Guest, level: int, ptr: int, length: int) -> int:
+    if not 0 <= length <= MAX_LINE:
+        return EINVAL
+    try:
+        text = guest.read(ptr, length).decode("utf-8", "replace")
+    except MemoryFault:
+        return EFAULT
+    execution: Execution = guest.host
+    execution.add_log(text, LEVELS[level] if 0 <= level < len(LEVELS) else "info")
+    return 0
+
+
+def time_now_ms(guest: Guest) -> int:
+    return time.time_ns() // 1_000_000
+
+
+def wall_time_s(guest: Guest) -> int:
+    return time.time_ns() // 1_000_000_000
+
+
+def random_number(guest: Guest) -> int:
+    return random_i64()
+
+
+def sleep_ms(guest: Guest, milliseconds: int) -> object:
+    return partial(sleep, milliseconds / 1000) if milliseconds > 0 else 0
+
+
+async def sleep(seconds: float) -> int:
+    await trio.sleep(seconds)
+    return 0
+
+
+def input_len(guest: Guest) -> int:
+    return len(guest.host.request.payload)
+
+
+def input_read(guest: Guest, out_ptr: int, out_len_ptr: int) -> int:
+    return put(guest, out_ptr, out_len_ptr, guest.host.request.payload)
+
+
+def input_content_type(guest: Guest, out_ptr: int, out_len_ptr: int) -> int:
+    return put(guest, out_ptr, out_len_ptr, guest.host.request.content_type.encode())
+
+
+def output_write(guest: Guest, ptr: int, length: int) -> int:
+    execution: Execution = guest.host
+    if length > execution.room:
+        return E2BIG
+    try:
+        execution.output += guest.read(ptr, length)
+    except MemoryFault:
+        return EFAULT
+    return 0
+
+
+def output_content_type(guest: Guest, ptr: int, length: int) -> int:
+    if length > MAX_CONTENT_TYPE:
+        return EINVAL
+    try:
+        text = guest.read(ptr, length).decode("utf-8", "replace")
+    except MemoryFault:
+        return EFAULT
+    if not text.isprintable():
+        return EINVAL
+    guest.host.content_type = text
+    return 0
+
+
+def context_get(guest: Guest, name_ptr: int, name_len: int, out_ptr: int, out_len_ptr: int) -> int:
+    if name_len > MAX_CONTEXT_NAME:
+        return ENOENT
+    try:
+        name = guest.read(name_ptr, name_len).decode("utf-8", "replace")
+    except MemoryFault:
+        return EFAULT
+    value = guest.host.context(name)
+    return ENOENT if value is None else put(guest, out_ptr, out_len_ptr, value.encode())
+
+
+HOSTCALLS: Mapping[str, HostCall] = {
+    "log": HostCall((I32, I32, I32), (I32,), log),
+    "time_now_ms": HostCall(NOTHING, (I64,), time_now_ms),
+    "wall_time_s": HostCall(NOTHING, (I64,), wall_time_s),
+    "random_i64": HostCall(NOTHING, (I64,), random_number),
+    "sleep_ms": HostCall((I32,), NOTHING, sleep_ms, waits=True),
+    "input_len": HostCall(NOTHING, (I32,), input_len),
+    "input_read": HostCall((I32, I32), (I32,), input_read),
+    "input_content_type": HostCall((I32, I32), (I32,), input_content_type),
+    "output_write": HostCall((I32, I32), (I32,), output_write),
+    "output_content_type": HostCall((I32, I32), (I32,), output_content_type),
+    "context_get": HostCall((I32, I32, I32, I32), (I32,), context_get),
+}
+PAYLOAD_CALLS = frozenset(name for name in HOSTCALLS if name.startswith(("input_", "output_")))
+"""A guest that imports one of these has no use for stdin and stdout as input and output."""
+
+
+def define_hostcalls(linker: Linker) -> None:
+    define_all(linker, MODULE, HOSTCALLS)
+
+
+def define_all(linker: Linker, module: str, calls: Mapping[str, HostCall]) -> None:
+    for name, call in calls.items():
+        bind = linker.define_waiting if call.waits else linker.define
+        bind(module, name, call.params, call.results, call.function)  # type: ignore[arg-type]

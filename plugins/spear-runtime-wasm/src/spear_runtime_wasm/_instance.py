@@ -1,0 +1,282 @@
+"""One instance: a store for each execution, or one store for many."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import trio
+
+from spear_core.api import (
+    Artifact,
+    ErrorInfo,
+    ExecutionRequest,
+    ExecutionResponse,
+    ExecutionStatus,
+    ExecutionUsage,
+    Hostcalls,
+    Instance,
+    InstanceSpec,
+    InstanceStatistics,
+    IsolationLevel,
+)
+from spear_core.errors import InstanceError, InstanceStartError, SpearError
+
+from . import _failures
+from ._execution import Execution, ExitError, OutputLimitError
+from ._ffi import Guest, GuestLimits, GuestTrap, MemoryFault
+from ._module import Entry, EntryError, LoadedModule
+from ._slice import CpuLimitError, Meter
+from ._store import Machine, ModuleStore
+
+LEVEL = IsolationLevel.NAMESPACES
+"""A guest has memory of its own with a limit, and no files, processes, network or system calls."""
+U32 = 0xFFFF_FFFF
+
+
+class WasmInstance(Instance):
+    """Runs executions one at a time.
+
+    Each gets a new store, unless the artifact says `reuse` and the entry point allows it. A store
+    whose guest trapped, exited or was cancelled is never used again; the instance goes on with a
+    new one, so it cannot fail on its own.
+    """
+
+    def __init__(
+        self, spec: InstanceSpec, module: LoadedModule, machine: Machine, *,
+        hostcalls: Hostcalls, limits: GuestLimits, max_output: int,
+    ) -> None:  # fmt: skip
+        self.id = spec.id
+        self._artifact = artifact = spec.artifact
+        self._module = module
+        self._machine = machine
+        self._hostcalls = hostcalls
+        self._limits = limits
+        self._max_output = max_output
+        self._args = tuple(text.encode() for text in (artifact.filename, *artifact.args))
+        self._env = tuple((name.encode(), text.encode()) for name, text in artifact.env.items())
+        self._guest: Guest | None = None
+        self._entry: Entry | None = None
+        self._executions = 0
+        self._cpu_seconds = 0.0
+        self._closed = False
+
+    async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise InstanceError(f"{self.id} is closed")
+        artifact, module = self._artifact, self._module
+        self._executions += 1
+        try:
+            entry = module.entry(request.entry or artifact.entry)
+        except EntryError as exc:
+            error = ErrorInfo(code="invalid_argument", kind="entry", message=f"{artifact.ref}: {exc}")
+            return ExecutionResponse.failed(error)
+        execution = Execution(
+            request, artifact, max_output=self._max_output,
+            cpu_seconds=artifact.limits.cpu_seconds, stdio_is_payload=module.stdio_is_payload,
+        )  # fmt: skip
+        execution.meter.flush = lambda: self._flush(execution)
+        return await self._run(execution, entry)
+
+    async def check_health(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise InstanceError(f"{self.id} is closed")
+
+    async def wait_failed(self) -> str:
+        await trio.sleep_forever()
+
+    def statistics(self) -> InstanceStatistics:
+        return InstanceStatistics(
+            executions=self._executions,
+            cpu_seconds=self._cpu_seconds,
+            memory_bytes=self._guest.memory_size if self._guest is not None else 0,
+        )
+
+    def close(self) -> None:
+        self._closed = True
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+    async def _run(self, execution: Execution, entry: Entry) -> ExecutionResponse:
+        """From a store to a response. The store outlives it only when all went well."""
+        guest, self._guest = self._guest, None
+        if guest is None:
+            guest, self._entry = Guest(self._machine.engine, self._limits), None
+        meter, output, error, keep = execution.meter, b"", None, False
+        guest.host = execution
+        memory = 0
+        try:
+            try:
+                output = await self._call(guest, entry, execution)
+                keep = entry.reusable and self._artifact.reuse
+            except ExitError as exc:
+                output = bytes(execution.output)
+                error = _failures.exit_info(exc, execution) if exc.code else None
+            except _ResultError as exc:
+                error = exc.info
+            except (OutputLimitError, CpuLimitError) as exc:
+                error = _failures.limit_info(exc)
+            except GuestTrap as exc:
+                _raise_if_full(exc)
+                error = _failures.trap_info(exc, guest, self._limits.memory_bytes)
+            except trio.Cancelled:
+                execution.add_log("stopped: the execution was cancelled", "warn")
+                raise
+            memory = guest.memory_size
+        finally:
+            if keep:
+                self._guest = guest
+            else:
+                guest.close()
+            self._cpu_seconds += meter.used
+            execution.end_lines()
+            self._flush(execution)
+        return _response(execution, output, error, memory)
+
+    async def _call(self, guest: Guest, entry: Entry, execution: Execution) -> bytes:
+        run, meter = self._machine.driver.run, execution.meter
+        if self._entry is None:
+            if self._module.uses_wasi:
+                guest.set_wasi(self._args, self._env)
+            guest.begin_instantiate(self._module.pre)
+            await run(guest, meter)
+            guest.find_exports(entry.exports, memory=entry.memory)
+            if entry.initialize >= 0:
+                guest.begin_call(entry.initialize, results=0)
+                await run(guest, meter)
+        elif self._entry is not entry:
+            guest.find_exports(entry.exports, memory=entry.memory)
+        self._entry = entry
+        if entry.is_function:
+            return await self._call_function(guest, entry, execution)
+        guest.begin_call(0, results=entry.results)
+        await run(guest, meter)
+        return bytes(execution.output)
+
+    async def _call_function(self, guest: Guest, entry: Entry, execution: Execution) -> bytes:
+        """Input into the guest's memory, `handle(pointer, length)`, output from its memory."""
+        run, meter, payload = self._machine.driver.run, execution.meter, execution.request.payload
+        pointer = 0
+        if payload:
+            guest.begin_call(entry.alloc, (len(payload),), results=1)
+            await run(guest, meter)
+            pointer = guest.result_i32
+            try:
+                if not pointer:
+                    raise MemoryFault
+                guest.write(pointer, payload)
+            except MemoryFault:
+                what = f"{pointer}, which is no room for {len(payload)} bytes of input"
+                raise _ResultError(_failures.bad_result_info("spear_alloc", what)) from None
+        guest.begin_call(0, (pointer, len(payload)), results=1)
+        await run(guest, meter)
+        result = guest.result_i64
+        if result < 0:
+            raise _ResultError(_failures.errno_info(entry.name, result))
+        where, length = result >> 32, result & U32
+        if length > execution.room:
+            raise OutputLimitError(f"its output has more than {execution.max_output} bytes")
+        try:
+            output = guest.read(where, length)
+        except MemoryFault:
+            what = f"{length} bytes at {where}, outside its memory of {guest.memory_size} bytes"
+            raise _ResultError(_failures.bad_result_info(entry.name, what)) from None
+        if entry.free >= 0 and self._artifact.reuse:
+            await self._free(guest, entry, meter, ((pointer, len(payload)), (where, length)))
+        return bytes(execution.output) + output if execution.output else output
+
+    async def _free(
+        self, guest: Guest, entry: Entry, meter: Meter, ranges: tuple[tuple[int, int], ...]
+    ) -> None:
+        """Give input and output back; a guest that answers in place has only one range."""
+        for pointer, length in dict(ranges).items():
+            if pointer:
+                guest.begin_call(entry.free, (pointer, length), results=0)
+                await self._machine.driver.run(guest, meter)
+
+    def _flush(self, execution: Execution) -> None:
+        written, execution_id = execution.written, execution.request.execution_id
+        while written:
+            message, level, source = written.popleft()
+            self._hostcalls.log(execution_id, message, level=level, source=source)
+
+
+class _ResultError(Exception):
+    """The guest returned, but not what the ABI says."""
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(info.message)
+        self.info = info
+
+
+class OpenInstance:
+    """The block in which an instance lives."""
+
+    def __init__(
+        self, store: ModuleStore, spec: InstanceSpec, *,
+        hostcalls: Hostcalls, limits: GuestLimits, max_output: int,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._spec = spec
+        self._hostcalls = hostcalls
+        self._limits = limits
+        self._max_output = max_output
+        self._module: LoadedModule
+        self._instance: WasmInstance
+
+    async def __aenter__(self) -> WasmInstance:
+        spec, store = self._spec, self._store
+        module = store.get(spec.artifact.digest)
+        if module is None:
+            try:
+                module = await store.load(spec.artifact)
+            except SpearError as exc:
+                raise InstanceStartError(f"{spec.artifact.ref}: {exc}") from exc
+        module.users += 1
+        self._module = module
+        self._instance = WasmInstance(
+            spec, module, store.machine,
+            hostcalls=self._hostcalls, limits=self._limits, max_output=self._max_output,
+        )  # fmt: skip
+        return self._instance
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._instance.close()
+        self._module.users -= 1
+
+
+def guest_limits(artifact: Artifact, default_memory: int, table_elements: int) -> GuestLimits:
+    return GuestLimits(artifact.limits.memory_bytes or default_memory, table_elements)
+
+
+def _raise_if_full(trap: GuestTrap) -> None:
+    if trap.code is None and _failures.POOL_FULL in trap.message:
+        raise InstanceError(
+            f"no room for another instance: {' '.join(trap.message.split())}"
+            " (max_live_instances)",
+            code="resource_exhausted",
+            retryable=True,
+        ) from trap
+
+
+def _response(
+    execution: Execution, output: bytes, error: ErrorInfo | None, memory: int
+) -> ExecutionResponse:
+    usage = ExecutionUsage(
+        cpu_seconds=execution.meter.used, peak_memory_bytes=memory, isolation=LEVEL
+    )
+    if error is not None:
+        return ExecutionResponse(status=ExecutionStatus.FAILED, error=error, usage=usage)
+    return ExecutionResponse(
+        status=ExecutionStatus.COMPLETED,
+        payload=output,
+        content_type=execution.content_type or "application/octet-stream",
+        usage=usage,
+    )

@@ -1,0 +1,134 @@
+"""Fixtures: a runtime as a node would open it, artifacts from text modules, a log to look at."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from spear_core.api import (
+    Artifact,
+    ChannelFactory,
+    ChannelOffer,
+    ExecutionRequest,
+    ExecutionResponse,
+    Hostcalls,
+    Instance,
+    InstanceSpec,
+    LocalChannel,
+    PluginContext,
+    RuntimeInstanceId,
+    SpearletConfig,
+)
+from spear_runtime_wasm._config import WasmConfig
+from spear_runtime_wasm._runtime import WasmRuntime, open_wasm_runtime
+
+
+class RecordedLog(Hostcalls):
+    """Hostcalls that keep what was logged."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, str, str, str]] = []
+
+    def log(
+        self, execution_id: str, message: str, *, level: str = "info", source: str = "guest"
+    ) -> None:
+        self.entries.append((execution_id, message, level, source))
+
+    async def call(self, execution_id: str, name: str, payload: bytes) -> bytes:
+        raise AssertionError("no guest of this version makes hostcalls")
+
+
+class NoChannels(ChannelFactory):
+    def open_offer(
+        self, instance_id: RuntimeInstanceId
+    ) -> AbstractAsyncContextManager[ChannelOffer]:
+        raise AssertionError("wasm instances live in the node's process")
+
+    def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:
+        raise AssertionError("not used")
+
+
+@pytest.fixture
+def log() -> RecordedLog:
+    return RecordedLog()
+
+
+@pytest.fixture
+def context(tmp_path: Path, log: RecordedLog) -> PluginContext:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    return PluginContext(
+        node_id="test",
+        plugin="runtime-wasm",
+        state_dir=tmp_path / "state",
+        cache_dir=tmp_path / "cache",
+        run_dir=run_dir,
+        log=logging.getLogger("test.wasm"),
+        hostcalls=log,
+        channels=NoChannels(),
+        spearlet_config=SpearletConfig(),
+    )
+
+
+@pytest.fixture
+async def runtime(context: PluginContext) -> AsyncIterator[WasmRuntime]:
+    async with open_wasm_runtime(context, WasmConfig()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
+    def make(code: str | bytes, **fields: Any) -> Artifact:
+        data = code.encode() if isinstance(code, str) else code
+        digest = hashlib.sha256(data).hexdigest()
+        path = tmp_path / f"{digest}.code"
+        path.write_bytes(data)
+        values: dict[str, Any] = {
+            "name": "guest",
+            "version": 1,
+            "digest": digest,
+            "runtime": "wasm",
+            "shape": "wasm",
+            "path": path,
+            "filename": "guest.wat",
+        }
+        return Artifact(**{**values, **fields})
+
+    return make
+
+
+@attrs.define
+class Guests:
+    """Runs modules from start to end."""
+
+    runtime: WasmRuntime
+    make_artifact: Callable[..., Artifact]
+
+    async def run(
+        self, code: str | bytes, payload: bytes = b"", *, entry: str = "", **fields: Any
+    ) -> ExecutionResponse:
+        async with self.open(code, **fields) as instance:
+            return await instance.execute(request(payload, entry=entry))
+
+    def open(self, code: str | bytes, **fields: Any) -> AbstractAsyncContextManager[Instance]:
+        return self.open_artifact(self.make_artifact(code, **fields))
+
+    def open_artifact(self, artifact: Artifact) -> AbstractAsyncContextManager[Instance]:
+        name = RuntimeInstanceId(runtime_type="wasm", instance_id="i1")
+        return self.runtime.open_instance(InstanceSpec(id=name, artifact=artifact))
+
+
+@pytest.fixture
+async def guests(runtime: WasmRuntime, make_artifact: Callable[..., Artifact]) -> Guests:
+    return Guests(runtime, make_artifact)
+
+
+def request(payload: bytes = b"", **fields: Any) -> ExecutionRequest:
+    values = {"execution_id": "e1", "task_id": "t1", "payload": payload}
+    return ExecutionRequest(**{**values, **fields})
