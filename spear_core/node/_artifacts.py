@@ -1,0 +1,309 @@
+"""The artifacts deployed on this node: code by content, versions by name, all on disk.
+
+::
+
+    artifacts/code/<sha256>/<filename>      the code, read-only
+    artifacts/names/<name>.json             every version of a name, and the next number
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import attrs
+import msgspec
+
+from spear_core.api import Artifact, ArtifactInfo, ArtifactUpload, IsolationLevel, Limits
+from spear_core.errors import (
+    ArtifactCorruptError,
+    ArtifactInUseError,
+    ArtifactNotFoundError,
+    InvalidRequestError,
+)
+from spear_core.node._state import write_atomically
+
+__all__ = ["ArtifactStore", "parse_function"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FUNCTION = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>[0-9]+|latest))?(?::(?P<entry>.+))?")
+
+
+@attrs.frozen(kw_only=True)
+class _Version:
+    """One line of a name's file: an artifact without its path, which depends on the directory."""
+
+    version: int
+    digest: str
+    size: int
+    created_at: float
+    runtime: str
+    shape: str
+    filename: str
+    entry: str
+    env: dict[str, str]
+    args: tuple[str, ...]
+    limits: Limits
+    required_isolation: IsolationLevel | None
+    reuse: bool
+    timeout_s: float | None
+
+    def settings(self) -> tuple[object, ...]:
+        """Everything that was asked for: equal settings are the same version."""
+        return attrs.astuple(self, filter=lambda field, _: field.name not in _GIVEN_BY_US)
+
+
+_GIVEN_BY_US = frozenset({"version", "created_at"})
+
+
+@attrs.frozen(kw_only=True)
+class _Name:
+    """The content of a name's file."""
+
+    next_version: int
+    versions: tuple[_Version, ...]
+
+
+def parse_function(function: str) -> tuple[str, int | None, str]:
+    """``artifact[@version][:entry]`` → name, version (``None``: the latest), entry.
+
+    :raises InvalidRequestError: it is not of that form.
+    """
+    match = _FUNCTION.fullmatch(function)
+    if match is None:
+        raise InvalidRequestError(
+            f"function {function!r} is not of the form name[@version][:entry]"
+        )
+    version = match["version"]
+    return (
+        match["name"],
+        int(version) if version and version != "latest" else None,
+        match["entry"] or "",
+    )
+
+
+class ArtifactStore:
+    """Artifacts on disk, and who uses them now."""
+
+    def __init__(self, root: Path, *, warn: Callable[[str], None]) -> None:
+        self._code = root / "code"
+        self._names_dir = root / "names"
+        self._names: dict[str, _Name] = {}
+        self._artifacts: dict[tuple[str, int], Artifact] = {}
+        self._users: Counter[tuple[str, int]] = Counter()
+        self._load(warn)
+
+    def _load(self, warn: Callable[[str], None]) -> None:
+        for path in sorted(self._names_dir.glob("*.json")):
+            try:
+                name = msgspec.json.decode(path.read_bytes(), type=_Name)
+            except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+                warn(f"artifact {path.stem!r} is left out: {path} cannot be read: {error}")
+                continue
+            self._remember(path.stem, name)
+
+    def _remember(self, name: str, record: _Name) -> None:
+        self._names[name] = record
+        for version in record.versions:
+            self._artifacts.setdefault((name, version.version), self._artifact(name, version))
+
+    def _artifact(self, name: str, version: _Version) -> Artifact:
+        fields = attrs.asdict(version, recurse=False)
+        del fields["size"], fields["created_at"]
+        return Artifact(name=name, path=self._code / version.digest / version.filename, **fields)
+
+    def resolve(self, function: str) -> tuple[Artifact, str]:
+        """The artifact a function means, and the entry it names (or the artifact's default).
+
+        :raises ArtifactNotFoundError: no such name or version; the message names the nearest.
+        :raises InvalidRequestError: malformed.
+        """
+        name, version, entry = parse_function(function)
+        record = self._names.get(name)
+        if record is None or not record.versions:
+            raise ArtifactNotFoundError(
+                f"no artifact named {name!r} is deployed here"
+                f"{_known(self._names)}; deploy one with `spear deploy FILE --name {name}`"
+            )
+        number = record.versions[-1].version if version is None else version
+        artifact = self._artifacts.get((name, number))
+        if artifact is None:
+            have = ", ".join(str(v.version) for v in record.versions)
+            raise ArtifactNotFoundError(f"artifact {name!r} has no version {number}; it has {have}")
+        return artifact, entry or artifact.entry
+
+    def stage(self, upload: ArtifactUpload) -> tuple[str, Path]:
+        """Write the code of an upload; its digest and path.
+
+        :raises InvalidRequestError: a bad name or file name.
+        """
+        if not _NAME.fullmatch(upload.name):
+            raise InvalidRequestError(
+                f"artifact name {upload.name!r}: use 1 to 100 letters, digits, '-', '_' and '.', "
+                "beginning with a letter or digit"
+            )
+        filename = upload.filename
+        if not filename or "/" in filename or "\0" in filename or filename in (".", ".."):
+            raise InvalidRequestError(f"file name {filename!r} is not a plain file name")
+        digest = hashlib.sha256(upload.content).hexdigest()
+        path = self._code / digest / filename
+        if not path.exists():
+            write_atomically(path, upload.content, mode=0o500 if upload.executable else 0o400)
+        return digest, path
+
+    def unstage(self, digest: str) -> None:
+        """Remove code that no version refers to."""
+        if not any(
+            version.digest == digest for name in self._names.values() for version in name.versions
+        ):
+            shutil.rmtree(self._code / digest, ignore_errors=True)
+
+    def candidate(
+        self, upload: ArtifactUpload, digest: str, *, runtime: str, shape: str, reuse: bool
+    ) -> tuple[Artifact, bool]:
+        """The artifact that an upload would become, and whether that version exists already."""
+        version = self._version(upload, digest, runtime=runtime, shape=shape, reuse=reuse)
+        record = self._names.get(upload.name)
+        if record and record.versions and record.versions[-1].settings() == version.settings():
+            return self._artifacts[upload.name, record.versions[-1].version], True
+        return self._artifact(upload.name, version), False
+
+    def _version(
+        self, upload: ArtifactUpload, digest: str, *, runtime: str, shape: str, reuse: bool
+    ) -> _Version:
+        record = self._names.get(upload.name)
+        return _Version(
+            version=record.next_version if record else 1,
+            digest=digest,
+            size=len(upload.content),
+            created_at=time.time(),
+            runtime=runtime,
+            shape=shape,
+            filename=upload.filename,
+            entry=upload.entry,
+            env=dict(upload.env),
+            args=tuple(upload.args),
+            limits=upload.limits,
+            required_isolation=upload.required_isolation,
+            reuse=reuse,
+            timeout_s=upload.timeout_s,
+        )
+
+    def commit(self, upload: ArtifactUpload, candidate: Artifact) -> ArtifactInfo:
+        """Make a candidate the latest version of its name, on disk and here."""
+        version = self._version(
+            upload,
+            candidate.digest,
+            runtime=candidate.runtime,
+            shape=candidate.shape,
+            reuse=candidate.reuse,
+        )
+        record = self._names.get(upload.name, _Name(next_version=1, versions=()))
+        grown = _Name(next_version=version.version + 1, versions=(*record.versions, version))
+        self._write(upload.name, grown)
+        self._remember(upload.name, grown)
+        return self.info(self._artifacts[upload.name, version.version])
+
+    def _write(self, name: str, record: _Name) -> None:
+        content = msgspec.json.format(msgspec.json.encode(record)) + b"\n"
+        write_atomically(self._names_dir / f"{name}.json", content)
+
+    def verify(self, artifact: Artifact) -> None:
+        """Compare the stored code with its checksum; blocks for the time of reading it.
+
+        :raises ArtifactCorruptError: it differs or cannot be read.
+        """
+        try:
+            with open(artifact.path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ArtifactCorruptError(
+                f"the code of {artifact.ref} cannot be read: {error}; deploy it again"
+            ) from error
+        if found != artifact.digest:
+            raise ArtifactCorruptError(
+                f"the code of {artifact.ref} is not what was deployed "
+                f"(sha256 {found[:12]}…, expected {artifact.digest[:12]}…); "
+                f"delete it and deploy it again"
+            )
+
+    def use(self, artifact: Artifact) -> None:
+        """One unfinished task more uses it."""
+        self._users[artifact.name, artifact.version] += 1
+
+    def unuse(self, artifact: Artifact) -> None:
+        """One less."""
+        key = (artifact.name, artifact.version)
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+
+    def info(self, artifact: Artifact) -> ArtifactInfo:
+        """A version, as listings show it."""
+        version = next(
+            v for v in self._names[artifact.name].versions if v.version == artifact.version
+        )
+        return ArtifactInfo(
+            name=artifact.name,
+            version=version.version,
+            digest=version.digest,
+            size=version.size,
+            runtime=version.runtime,
+            shape=version.shape,
+            filename=version.filename,
+            entry=version.entry,
+            created_at=version.created_at,
+            in_use=self._users[artifact.name, artifact.version],
+        )
+
+    def all(self) -> list[ArtifactInfo]:
+        """Every version, by name, newest first."""
+        return [
+            self.info(self._artifacts[name, version.version])
+            for name in sorted(self._names)
+            for version in reversed(self._names[name].versions)
+        ]
+
+    def deletable(self, name: str, version: int | None) -> list[Artifact]:
+        """The versions that a delete means.
+
+        :raises ArtifactNotFoundError: there is none. :raises ArtifactInUseError: one is used.
+        """
+        record = self._names.get(name)
+        wanted = [
+            self._artifacts[name, v.version]
+            for v in (record.versions if record else ())
+            if version in (None, v.version)
+        ]
+        if not wanted:
+            raise ArtifactNotFoundError(
+                f"no artifact {name if version is None else f'{name}@{version}'!r} is deployed here"
+            )
+        for artifact in wanted:
+            if users := self._users[name, artifact.version]:
+                raise ArtifactInUseError(
+                    f"{artifact.ref} is in use by {users} unfinished task"
+                    f"{'s' if users > 1 else ''}; wait for them or cancel them"
+                )
+        return wanted
+
+    def delete(self, artifact: Artifact) -> None:
+        """Remove one version; its number is never given again."""
+        record = self._names[artifact.name]
+        left = tuple(v for v in record.versions if v.version != artifact.version)
+        self._write(artifact.name, _Name(next_version=record.next_version, versions=left))
+        self._names[artifact.name] = _Name(next_version=record.next_version, versions=left)
+        del self._artifacts[artifact.name, artifact.version]
+        with contextlib.suppress(OSError):
+            self.unstage(artifact.digest)
+
+
+def _known(names: Mapping[str, _Name]) -> str:
+    known = sorted(name for name, record in names.items() if record.versions)
+    return f" (there are: {', '.join(known[:8])}{', …' if len(known) > 8 else ''})" if known else ""

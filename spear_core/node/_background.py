@@ -1,0 +1,62 @@
+"""Background services that end when their block ends, and not before.
+
+Under a cancel from outside, trio cancels everything at once, and a service would be gone while
+what stands on it is still closing. A service started here is shielded; leaving the block, in
+whatever way, cancels it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVarTuple
+
+import trio
+
+__all__ = ["Background", "open_background"]
+
+Ts = TypeVarTuple("Ts")
+
+
+class Background:
+    """Starts services; made by :func:`open_background`."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._scopes: set[trio.CancelScope] = set()
+        self._stopped = False
+
+    def start_soon(
+        self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts
+    ) -> None:
+        """Run ``function(*args)`` until it returns or the block ends."""
+        self._nursery.start_soon(self._run, function, args)
+
+    async def _run(
+        self, function: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts]
+    ) -> None:
+        with trio.CancelScope(shield=True) as scope:
+            if self._stopped:
+                scope.cancel()
+            self._scopes.add(scope)
+            try:
+                await function(*args)
+            finally:
+                self._scopes.discard(scope)
+
+    def stop(self) -> None:
+        """Cancel every service, now and from now on."""
+        self._stopped = True
+        for scope in self._scopes:
+            scope.cancel()
+
+
+@asynccontextmanager
+async def open_background() -> AsyncIterator[Background]:
+    """Services started on the yielded object run until the block ends; then they are cancelled."""
+    async with trio.open_nursery() as nursery:
+        background = Background(nursery)
+        try:
+            yield background
+        finally:
+            background.stop()

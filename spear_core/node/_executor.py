@@ -1,0 +1,356 @@
+"""Runs tasks: a slot, an instance, one execution, a final state."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from logging import Logger
+from typing import Protocol
+
+import attrs
+import trio
+
+from spear_core.api import (
+    Artifact,
+    ErrorInfo,
+    ExecutionRequest,
+    ExecutionResponse,
+    ExecutionStatus,
+    Instance,
+    InstanceInfo,
+    InstanceSpec,
+    InstanceState,
+    Runtime,
+    RuntimeInstanceId,
+    SpearletConfig,
+    TaskResult,
+    TaskState,
+)
+from spear_core.errors import SpearError
+from spear_core.node._artifacts import ArtifactStore
+from spear_core.node._background import Background, open_background
+from spear_core.node._failures import as_spear_error
+from spear_core.node._pool import InstancePool, PooledInstance, describe_instance
+from spear_core.node._slots import Slots
+from spear_core.node._tasks import Task, TaskTable
+
+__all__ = ["Executor", "Metrics", "RuntimeSource", "open_executor"]
+
+
+class RuntimeSource(Protocol):
+    """Where the executor gets runtimes."""
+
+    async def runtime(self, name: str) -> Runtime:
+        """The open runtime of this name. :raises RuntimeFault: it cannot be had."""
+
+
+@attrs.define
+class Metrics:
+    """What has run so far."""
+
+    total: int = 0
+    successful: int = 0
+    failed: int = 0
+    execution_s: float = 0.0
+    """Sum over all that had an instance."""
+
+    def count(self, *, success: bool, execution_s: float) -> None:
+        """Take note of one finished task."""
+        self.total += 1
+        self.successful += success
+        self.failed += not success
+        self.execution_s += execution_s
+
+    @property
+    def average_s(self) -> float:
+        """Seconds per execution; 0 before the first."""
+        return self.execution_s / self.total if self.total else 0.0
+
+
+@attrs.define(eq=False)
+class _Deployment:
+    """An artifact that runs here: its runtime, ready, and its instances."""
+
+    artifact: Artifact
+    runtime: Runtime
+    pool: InstancePool
+    metrics: Metrics = attrs.field(factory=Metrics)
+
+
+_Key = tuple[str, int]
+
+
+class Executor:
+    """Runs tasks on instances; made by :func:`open_executor`."""
+
+    def __init__(
+        self,
+        runtimes: RuntimeSource,
+        artifacts: ArtifactStore,
+        tasks: TaskTable,
+        config: SpearletConfig,
+        *,
+        node_id: str,
+        background: Background,
+        log: Logger,
+    ) -> None:
+        self._runtimes = runtimes
+        self._artifacts = artifacts
+        self._tasks = tasks
+        self._config = config
+        self._node_id = node_id
+        self._background = background
+        self._log = log
+        self.slots = Slots(
+            limit=config.execution.max_concurrent_tasks,
+            max_queued=config.execution.max_queued_tasks,
+        )
+        self.metrics = Metrics()
+        self._deployments: dict[_Key, _Deployment] = {}
+        self._preparing: dict[_Key, trio.Lock] = {}
+        self._single_use: dict[str, PooledInstance] = {}
+        self._numbers = itertools.count(1)
+
+    def admit(self, artifact: Artifact) -> None:
+        """Reserve a place for one task of this artifact, to be followed by :meth:`run`.
+
+        :raises ResourceExhaustedError: the queue is full.
+        """
+        self.slots.admit(typical_s=self.metrics.average_s)
+        self._artifacts.use(artifact)
+
+    def estimate_s(self, artifact: Artifact, default: float) -> float:
+        """Seconds that an execution of this artifact has taken on average."""
+        deployment = self._deployments.get((artifact.name, artifact.version))
+        if deployment is None or not deployment.metrics.total:
+            return default
+        return deployment.metrics.average_s
+
+    def start(self, task: Task) -> None:
+        """Run an admitted task in the background."""
+        self._background.start_soon(self.run, task)
+
+    async def run(self, task: Task) -> None:
+        """Run an admitted task to its final state.
+
+        **Cancellation**: the task ends as cancelled, and nothing of it runs.
+        """
+        execution_s = 0.0
+        try:
+            with task.scope:
+                await self.slots.acquire()
+                try:
+                    execution_s = await self._execute(task)
+                finally:
+                    self.slots.release()
+        except trio.Cancelled:
+            task.cancel_reason = task.cancel_reason or "its caller went away"
+            raise
+        except Exception as error:  # barrier: one task
+            self._finish_with_error(task, as_spear_error(error, f"task {task.id}", self._log))
+        finally:
+            if not task.state.is_final:
+                self._finish_stopped(task)
+            self.slots.leave()
+            self._artifacts.unuse(task.artifact)
+            self._count(task, execution_s)
+            self._tasks.retire(task)
+
+    def _count(self, task: Task, execution_s: float) -> None:
+        success = task.state is TaskState.COMPLETED
+        self.metrics.count(success=success, execution_s=execution_s)
+        deployment = self._deployments.get((task.artifact.name, task.artifact.version))
+        if deployment is not None:
+            deployment.metrics.count(success=success, execution_s=execution_s)
+
+    def _finish_with_error(self, task: Task, error: SpearError) -> None:
+        if task.state.is_final:
+            self._log.warning("after task %s had ended: %s", task.id, error)
+            return
+        info = ErrorInfo(code=error.code, message=error.message, kind=type(error).__name__)
+        task.finish(TaskState.FAILED, TaskResult(error=info, node_id=self._node_id))
+
+    def _finish_stopped(self, task: Task) -> None:
+        """The task's scope or its caller's was cancelled: on request, or by the deadline."""
+        if task.cancel_reason is not None:
+            info = ErrorInfo(
+                code="cancelled", message=f"the task was cancelled: {task.cancel_reason}"
+            )
+            state = TaskState.CANCELLED
+        else:
+            where = "running" if task.state is TaskState.RUNNING else "waiting for its turn"
+            info = ErrorInfo(
+                code="deadline_exceeded",
+                message=f"the task's deadline passed while it was {where}",
+            )
+            state = TaskState.TIMEOUT
+        task.finish(state, TaskResult(error=info, node_id=self._node_id))
+
+    async def _execute(self, task: Task) -> float:
+        """Run one execution; seconds it took with its instance."""
+        artifact = task.artifact
+        deployment = self._deployments.get((artifact.name, artifact.version))
+        if deployment is None:
+            deployment = await self.deployment(artifact)
+        if artifact.reuse:
+            pooled = await deployment.pool.acquire()
+            with self._lent(deployment.pool, pooled):
+                return await self._execute_on(task, pooled.running)
+        spec = InstanceSpec(id=self._new_id(artifact.runtime), artifact=artifact)
+        async with deployment.runtime.open_instance(spec) as instance:
+            with self._single(spec, instance):
+                return await self._execute_on(task, instance)
+
+    @contextmanager
+    def _lent(self, pool: InstancePool, pooled: PooledInstance) -> Iterator[None]:
+        """Give the instance back at the end; as broken, if the execution did not end by itself."""
+        try:
+            yield
+        except SpearError as error:
+            pool.release(pooled, broken=str(error))
+            raise
+        except BaseException as error:
+            pool.release(pooled, broken=f"its execution ended by {type(error).__name__}")
+            raise
+        pool.release(pooled)
+
+    @contextmanager
+    def _single(self, spec: InstanceSpec, instance: Instance) -> Iterator[None]:
+        """Show an instance that serves this execution only in listings."""
+        key = spec.id.instance_id
+        self._single_use[key] = PooledInstance(
+            spec, instance=instance, state=InstanceState.RUNNING, executions=1
+        )
+        try:
+            yield
+        finally:
+            del self._single_use[key]
+
+    async def _execute_on(self, task: Task, instance: Instance) -> float:
+        task.move(TaskState.RUNNING)
+        started = time.perf_counter()
+        response = await instance.execute(
+            ExecutionRequest(
+                execution_id=task.execution_id,
+                task_id=task.id,
+                entry=task.entry,
+                payload=task.payload,
+                content_type=task.content_type,
+                deadline_s=task.scope.deadline - trio.current_time(),
+                trace=task.trace,
+            )
+        )
+        elapsed = time.perf_counter() - started
+        self._finish(task, response, instance.id.instance_id, elapsed)
+        return elapsed
+
+    def _finish(
+        self, task: Task, response: ExecutionResponse, instance_id: str, elapsed: float
+    ) -> None:
+        output, error = response.payload, response.error
+        most = task.artifact.limits.output_bytes or self._config.execution.max_output_bytes
+        if len(output) > most:
+            error = ErrorInfo(
+                code="resource_exhausted",
+                message=f"the output has {len(output)} bytes; {most} are allowed "
+                "(the artifact's output limit, else execution.max_output_bytes)",
+            )
+            output = b""
+        completed = response.status is ExecutionStatus.COMPLETED and error is None
+        result = TaskResult(
+            output=output,
+            content_type=response.content_type,
+            error=error,
+            execution_time_ms=elapsed * 1000,
+            instance_id=instance_id,
+            node_id=self._node_id,
+            usage=response.usage,
+        )
+        task.finish(TaskState.COMPLETED if completed else TaskState.FAILED, result)
+
+    async def deployment(self, artifact: Artifact) -> _Deployment:
+        """Get an artifact ready to run: once per life of the node.
+
+        :raises ArtifactError: its code is corrupt or refused. :raises RuntimeFault: no runtime.
+        """
+        key = (artifact.name, artifact.version)
+        async with self._preparing.setdefault(key, trio.Lock()):
+            if key not in self._deployments:
+                runtime = await self._runtimes.runtime(artifact.runtime)
+                await trio.to_thread.run_sync(self._artifacts.verify, artifact)
+                await runtime.prepare(artifact)
+                self._deployments[key] = _Deployment(
+                    artifact=artifact,
+                    runtime=runtime,
+                    pool=InstancePool(
+                        artifact,
+                        runtime,
+                        self._config.pool,
+                        background=self._background,
+                        new_id=lambda: self._new_id(artifact.runtime),
+                        log=self._log,
+                    ),
+                )
+        return self._deployments[key]
+
+    async def undeploy(self, artifact: Artifact) -> None:
+        """End the idle instances of an artifact that is about to be deleted."""
+        key = (artifact.name, artifact.version)
+        self._preparing.pop(key, None)
+        if deployment := self._deployments.pop(key, None):
+            deployment.pool.close("its artifact is deleted")
+            await deployment.pool.wait_empty()
+
+    def instances(self) -> list[InstanceInfo]:
+        """Every live instance."""
+        pooled = [p for d in self._deployments.values() for p in d.pool.live.values()]
+        return [describe_instance(p) for p in (*pooled, *self._single_use.values())]
+
+    def instance_count(self) -> int:
+        """How many instances live."""
+        return sum(len(d.pool.live) for d in self._deployments.values()) + len(self._single_use)
+
+    async def drain(self, grace_s: float) -> None:
+        """Wait for what runs, at most ``grace_s`` seconds; then cancel it and wait for its end."""
+        with trio.move_on_after(grace_s):
+            for task in list(self._tasks.unfinished()):
+                await task.wait_final()
+        left = list(self._tasks.unfinished())
+        if left:
+            self._log.warning("cancelling %d tasks after a grace of %g s", len(left), grace_s)
+        for task in left:
+            task.cancel("the node is shutting down")
+        for task in left:
+            await task.wait_final()
+
+    async def close_pools(self) -> None:
+        """End every instance, gracefully, side by side."""
+        pools = [deployment.pool for deployment in self._deployments.values()]
+        for pool in pools:
+            pool.close("the node is shutting down")
+        for pool in pools:
+            await pool.wait_empty()
+
+    def _new_id(self, runtime: str) -> RuntimeInstanceId:
+        return RuntimeInstanceId(runtime_type=runtime, instance_id=f"i-{next(self._numbers)}")
+
+
+@asynccontextmanager
+async def open_executor(
+    runtimes: RuntimeSource,
+    artifacts: ArtifactStore,
+    tasks: TaskTable,
+    config: SpearletConfig,
+    *,
+    node_id: str,
+    log: Logger,
+) -> AsyncIterator[Executor]:
+    """An executor; leaving the block ends whatever still runs."""
+    async with open_background() as background:
+        executor = Executor(
+            runtimes, artifacts, tasks, config, node_id=node_id, background=background, log=log
+        )
+        yield executor
+        await executor.close_pools()

@@ -1,0 +1,54 @@
+"""Hostcalls: from a running guest to the node's services."""
+
+from __future__ import annotations
+
+from logging import Logger
+
+from spear_core.api import HostcallContext, HostcallProvider, Hostcalls
+from spear_core.errors import InvalidRequestError, SpearError
+from spear_core.node._failures import as_spear_error
+from spear_core.node._services import Services
+from spear_core.node._tasks import TaskTable
+from spear_core.plugins import Plugins
+
+__all__ = ["NodeHostcalls"]
+
+_LEVELS = frozenset({"trace", "debug", "info", "warn", "error"})
+
+
+class NodeHostcalls(Hostcalls):
+    """The node's side of hostcalls."""
+
+    def __init__(
+        self, services: Services, plugins: Plugins, tasks: TaskTable, *, log: Logger
+    ) -> None:
+        self._services = services
+        self._plugins = plugins
+        self._tasks = tasks
+        self._log = log
+
+    def log(
+        self, execution_id: str, message: str, *, level: str = "info", source: str = "guest"
+    ) -> None:
+        task = self._tasks.by_execution(execution_id)
+        if task is not None:
+            level = level if level in _LEVELS else "info"
+            task.log.append(execution_id, message, level=level, source=source)
+
+    async def call(self, execution_id: str, name: str, payload: bytes) -> bytes:
+        task = self._tasks.by_execution(execution_id)
+        if task is None or task.state.is_final:
+            raise InvalidRequestError(f"hostcall {name}: no execution {execution_id!r} runs here")
+        owned = self._plugins.hostcalls.get(name)
+        if owned is None:
+            raise SpearError(f"no plugin provides the hostcall {name!r}", code="unimplemented")
+        key = ",".join(sorted(owned.spec.names))
+        provider = await self._services.open("hostcalls", key, owned.plugin_name, owned.spec)
+        assert isinstance(provider, HostcallProvider)
+        caller = HostcallContext(
+            execution_id=execution_id, task_id=task.id, artifact=task.artifact.ref
+        )
+        try:
+            return await provider.call(caller, name, payload)
+        except Exception as raised:  # barrier: one hostcall
+            raise as_spear_error(raised, f"hostcall {name}", self._log) from raised

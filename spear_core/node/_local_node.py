@@ -1,0 +1,283 @@
+"""The node's answers to its callers: NodeApi over the executor, the stores and the plugins."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import trio
+
+from spear_core import __version__
+from spear_core.api import (
+    Artifact,
+    ArtifactInfo,
+    ArtifactUpload,
+    ExecutionMode,
+    InstanceInfo,
+    InvokeRequest,
+    InvokeResponse,
+    LogChunk,
+    NodeApi,
+    NodeStatus,
+    PluginInfo,
+    RuntimeInfo,
+    SpearletConfig,
+    TaskInfo,
+    TaskState,
+)
+from spear_core.errors import (
+    InvalidRequestError,
+    NodeStoppingError,
+    RuntimeNotFoundError,
+    TaskNotFoundError,
+    UnsupportedArtifactError,
+)
+from spear_core.node._artifacts import ArtifactStore
+from spear_core.node._executor import Executor
+from spear_core.node._services import Services
+from spear_core.node._task_log import TaskLogDirectory
+from spear_core.node._tasks import Task, TaskTable
+from spear_core.plugins import Plugins, suggest_distribution
+
+__all__ = ["LocalNode", "NodeIdentity"]
+
+
+@attrs.frozen(kw_only=True)
+class NodeIdentity:
+    """Who this node is."""
+
+    node_id: str
+    state_dir: Path
+    started_at: float
+
+
+class LocalNode(NodeApi):
+    """The node in this process."""
+
+    def __init__(
+        self,
+        identity: NodeIdentity,
+        plugins: Plugins,
+        services: Services,
+        *,
+        artifacts: ArtifactStore,
+        tasks: TaskTable,
+        logs: TaskLogDirectory,
+        executor: Executor,
+        config: SpearletConfig,
+    ) -> None:
+        self._identity = identity
+        self._plugins = plugins
+        self._services = services
+        self._artifacts = artifacts
+        self._tasks = tasks
+        self._logs = logs
+        self._executor = executor
+        self._config = config
+        self._deploying = trio.Lock()
+        self._stopping = False
+
+    def stop_accepting(self) -> None:
+        """From now on refuse new work with ``unavailable``; everything else still answers."""
+        self._stopping = True
+
+    def _refuse_when_stopping(self) -> None:
+        if self._stopping:
+            raise NodeStoppingError("the node is shutting down and takes no new work")
+
+    async def invoke(self, request: InvokeRequest) -> InvokeResponse:
+        self._refuse_when_stopping()
+        artifact, entry = self._artifacts.resolve(request.function)
+        most = self._config.execution.max_input_bytes
+        if len(request.payload) > most:
+            raise InvalidRequestError(
+                f"the input has {len(request.payload)} bytes; {most} are allowed "
+                "(execution.max_input_bytes)"
+            )
+        timeout_s = self._timeout_s(request, artifact)
+        self._executor.admit(artifact)
+        task = self._tasks.add(
+            artifact,
+            entry=entry,
+            payload=request.payload,
+            content_type=request.content_type,
+            trace=request.trace,
+            deadline=trio.current_time() + timeout_s,
+        )
+        if request.mode is ExecutionMode.ASYNC:
+            self._executor.start(task)
+            return self._accepted(task, timeout_s)
+        await self._executor.run(task)
+        completed = task.state is TaskState.COMPLETED
+        error = task.result.error if task.result else None
+        return InvokeResponse(
+            success=completed,
+            message="completed" if error is None else error.message,
+            task=task.info(),
+        )
+
+    def _timeout_s(self, request: InvokeRequest, artifact: Artifact) -> float:
+        chosen = request.timeout_s if request.timeout_s is not None else artifact.timeout_s
+        if chosen is None:
+            return self._config.execution.task_timeout_ms / 1000
+        if not (0 < chosen < math.inf):
+            raise InvalidRequestError(f"timeout_s must be a positive number, not {chosen}")
+        return chosen
+
+    def _accepted(self, task: Task, timeout_s: float) -> InvokeResponse:
+        estimate = min(timeout_s, self._executor.estimate_s(task.artifact, timeout_s))
+        return InvokeResponse(
+            success=True,
+            message="accepted",
+            task=task.info(),
+            status_endpoint=f"/status/{task.execution_id}",
+            estimated_completion_ms=round(estimate * 1000),
+        )
+
+    async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
+        task = self._tasks.get(task_id)
+        if wait:
+            await task.wait_final()
+        return task.info()
+
+    async def list_tasks(self, *, limit: int = 100) -> Sequence[TaskInfo]:
+        return [task.info(with_output=False) for task in self._tasks.newest(limit)]
+
+    async def cancel_task(self, task_id: str, *, reason: str = "") -> TaskInfo:
+        task = self._tasks.get(task_id)
+        task.cancel(reason or "on request")
+        await task.wait_final()
+        return task.info()
+
+    async def read_log(self, task_id: str, *, cursor: int = 0, wait: bool = False) -> LogChunk:
+        if cursor < 0:
+            raise InvalidRequestError(f"cursor must not be negative, but is {cursor}")
+        try:
+            task = self._tasks.get(task_id)
+        except TaskNotFoundError:
+            old = self._logs.read_old(task_id, cursor)
+            if old is None:
+                raise
+            return old
+        return await task.log.read(cursor, wait=wait)
+
+    async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
+        self._refuse_when_stopping()
+        runtime, shape = self._recognise(upload)
+        reusable = shape in self._services.runtime_specs()[runtime].reusable_shapes
+        reuse = upload.reuse if upload.reuse is not None else reusable
+        async with self._deploying:
+            digest, _ = await trio.to_thread.run_sync(self._artifacts.stage, upload)
+            try:
+                candidate, exists = self._artifacts.candidate(
+                    upload, digest, runtime=runtime, shape=shape, reuse=reuse
+                )
+                if exists:
+                    return self._artifacts.info(candidate)
+                await (await self._services.runtime(runtime)).prepare(candidate)
+                return self._artifacts.commit(upload, candidate)
+            finally:
+                self._artifacts.unstage(digest)
+
+    def _recognise(self, upload: ArtifactUpload) -> tuple[str, str]:
+        """The runtime and the shape for an upload."""
+        specs = self._services.runtime_specs()
+        head = upload.content[:4096]
+        path = Path(upload.filename)
+        if upload.runtime:
+            if upload.runtime not in specs:
+                raise RuntimeNotFoundError(_no_runtime(upload.runtime, upload.runtime))
+            specs = {upload.runtime: specs[upload.runtime]}
+        for name, spec in specs.items():
+            if (shape := spec.recognise(path, head, upload.entry)) is not None:
+                return name, shape
+        if upload.runtime:
+            raise UnsupportedArtifactError(
+                f"the runtime {upload.runtime!r} does not run files like {upload.filename!r}"
+            )
+        raise UnsupportedArtifactError(_no_runtime(f"file {upload.filename!r}", path))
+
+    async def list_artifacts(self) -> Sequence[ArtifactInfo]:
+        return self._artifacts.all()
+
+    async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
+        async with self._deploying:
+            wanted = self._artifacts.deletable(name, version)
+            for artifact in wanted:
+                await self._executor.undeploy(artifact)
+            for artifact in self._artifacts.deletable(name, version):
+                self._artifacts.delete(artifact)
+        return len(wanted)
+
+    async def list_instances(self) -> Sequence[InstanceInfo]:
+        return self._executor.instances()
+
+    async def list_plugins(self) -> Sequence[PluginInfo]:
+        health = {info.name: info.health for info in await self._runtimes(only_open=False)}
+        found = []
+        for plugin in self._plugins.plugins:
+            mine = [health[p[8:]] for p in plugin.provides if p.startswith("runtime:")]
+            found.append(
+                PluginInfo(
+                    name=plugin.name,
+                    distribution=plugin.distribution,
+                    version=plugin.version,
+                    provides=plugin.provides,
+                    state=plugin.state,
+                    reason=plugin.reason,
+                    health=_worst(mine) if plugin.state == "loaded" else "",
+                )
+            )
+        return found
+
+    async def _runtimes(self, *, only_open: bool) -> list[RuntimeInfo]:
+        """Runtimes and their health; ``only_open`` asks none that nobody has needed yet."""
+        found = []
+        for name in self._services.runtime_specs():
+            if only_open and not self._services.is_open("runtime", name):
+                continue
+            print_ = await self._services.fingerprint(name)
+            found.append(
+                RuntimeInfo(
+                    name=name,
+                    health=print_.health.value,
+                    message=print_.message,
+                    details=dict(print_.details),
+                )
+            )
+        return found
+
+    async def status(self) -> NodeStatus:
+        metrics = self._executor.metrics
+        return NodeStatus(
+            node_id=self._identity.node_id,
+            version=__version__,
+            pid=os.getpid(),
+            started_at=self._identity.started_at,
+            state_dir=str(self._identity.state_dir),
+            running=self._executor.slots.running,
+            queued=self._executor.slots.queued,
+            instances=self._executor.instance_count(),
+            total_executions=metrics.total,
+            successful_executions=metrics.successful,
+            failed_executions=metrics.failed,
+            average_execution_time_ms=metrics.average_s * 1000,
+            runtimes=tuple(await self._runtimes(only_open=True)),
+        )
+
+
+def _no_runtime(what: str, hint_for: str | Path) -> str:
+    hint = suggest_distribution(hint_for)
+    remedy = f"; `pip install {hint}` provides one" if hint else ""
+    return f"no installed runtime runs {what}{remedy}"
+
+
+def _worst(health: Sequence[str]) -> str:
+    """The one word for a plugin with several runtimes."""
+    for word in ("unhealthy", "undetected", "healthy"):
+        if word in health:
+            return word
+    return ""

@@ -1,0 +1,195 @@
+"""Putting a node together, and taking it apart in order."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from spear_core.api import FrontDoorContext, NodeApi
+from spear_core.config import NodeSettings
+from spear_core.node._artifacts import ArtifactStore
+from spear_core.node._background import open_background
+from spear_core.node._channels import NodeChannels
+from spear_core.node._executor import Executor, open_executor
+from spear_core.node._hostcalls import NodeHostcalls
+from spear_core.node._local_node import LocalNode, NodeIdentity
+from spear_core.node._services import ContextMaker, Services
+from spear_core.node._state import hold_state, open_run_dir
+from spear_core.node._system_log import open_system_log
+from spear_core.node._task_log import TaskLogDirectory
+from spear_core.node._tasks import TaskTable
+from spear_core.node.paths import StatePaths
+from spear_core.plugins import Plugins
+
+__all__ = ["Node", "open_node", "serve_node"]
+
+
+@attrs.define(eq=False)
+class Node:
+    """An open node."""
+
+    api: NodeApi
+    urls: tuple[str, ...]
+    """Where clients reach it; empty when it serves nobody."""
+    _local: LocalNode
+    _executor: Executor
+    _grace_s: float
+    _hurry: trio.Event = attrs.field(factory=trio.Event)
+
+    def hurry(self) -> None:
+        """Do not wait for running tasks when stopping."""
+        self._hurry.set()
+
+    async def drain(self) -> None:
+        """Refuse new work; wait for the running tasks for the grace period, then cancel them."""
+        self._local.stop_accepting()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_on_hurry, nursery.cancel_scope)
+            await self._executor.drain(self._grace_s)
+            nursery.cancel_scope.cancel()
+        await self._executor.drain(0)
+
+    async def _cancel_on_hurry(self, scope: trio.CancelScope) -> None:
+        await self._hurry.wait()
+        scope.cancel()
+
+
+@contextmanager
+def _ephemeral(paths: StatePaths) -> Iterator[tuple[StatePaths, Path]]:
+    """State for one run that leaves nothing behind but its caches."""
+    with tempfile.TemporaryDirectory(prefix="spear-") as directory:
+        temporary = StatePaths(Path(directory))
+        yield temporary, _usable_cache(paths.cache) or temporary.cache
+
+
+def _usable_cache(path: Path) -> Path | None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError:
+        return None
+    return path
+
+
+@asynccontextmanager
+async def open_node(
+    settings: NodeSettings,
+    plugins: Plugins,
+    *,
+    state_dir: Path,
+    serve: bool = True,
+    ephemeral: bool = False,
+) -> AsyncIterator[Node]:
+    """A node, open for work.
+
+    :param serve: open the front doors. :param ephemeral: keep nothing but caches in ``state_dir``,
+        and do not lock it.
+
+    Leaving the block normally stops in order: no new work, running tasks until the grace period,
+    front doors, instances, plugins, the lock. **Cancellation** of the block stops at once, but
+    still leaves no process, socket or lock behind.
+
+    **Raises** :exc:`~spear_core.errors.NodeAlreadyRunningError`,
+    :exc:`~spear_core.errors.ConfigError` (the state directory cannot be used).
+    """
+    paths = StatePaths(state_dir)
+    cache = paths.cache
+    async with AsyncExitStack() as stack:
+        if ephemeral:
+            paths, cache = stack.enter_context(_ephemeral(paths))
+        node_id = stack.enter_context(hold_state(paths))
+        config = settings.spearlet
+        log = stack.enter_context(open_system_log(paths.system_log, config.logs))
+        run_dir = stack.enter_context(open_run_dir(paths))
+        logs = TaskLogDirectory(
+            paths.task_logs, max_bytes=config.logs.max_task_log_bytes, warn=log.warning
+        )
+        logs.prune(config.tasks.keep_finished)
+        tasks = TaskTable(
+            logs,
+            keep_finished=config.tasks.keep_finished,
+            keep_finished_bytes=config.tasks.keep_finished_bytes,
+        )
+        artifacts = ArtifactStore(paths.artifacts, warn=log.warning)
+        background = await stack.enter_async_context(open_background())
+        maker = ContextMaker(
+            node_id=node_id,
+            plugins_dir=paths.plugins,
+            cache_dir=cache,
+            run_dir=run_dir,
+            spearlet=config,
+        )
+        services = Services(plugins, settings, maker, background=background, log=log)
+        services.attach(
+            NodeHostcalls(services, plugins, tasks, log=log),
+            NodeChannels(services, plugins, node_id=node_id, log=log),
+        )
+        executor = await stack.enter_async_context(
+            open_executor(services, artifacts, tasks, config, node_id=node_id, log=log)
+        )
+        local = LocalNode(
+            NodeIdentity(node_id=node_id, state_dir=paths.root, started_at=time.time()),
+            plugins,
+            services,
+            artifacts=artifacts,
+            tasks=tasks,
+            logs=logs,
+            executor=executor,
+            config=config,
+        )
+        urls = []
+        if serve:
+            for owned in plugins.front_doors.values():
+                context = FrontDoorContext(
+                    plugin=services.context(owned.plugin_name), node=local, node_dir=paths.root
+                )
+                door = owned.spec.open(
+                    context, settings.plugin_config(owned.plugin_name, owned.spec.config_cls)
+                )
+                urls.append(await stack.enter_async_context(door))
+        node = Node(
+            api=local,
+            urls=tuple(urls),
+            local=local,
+            executor=executor,
+            grace_s=config.execution.shutdown_grace_ms / 1000,
+        )
+        log.info("node %s is ready: %s", node_id, ", ".join(urls) or "no front door")
+        yield node
+        log.info("node %s is stopping", node_id)
+        await node.drain()
+
+
+async def serve_node(
+    settings: NodeSettings,
+    plugins: Plugins,
+    *,
+    state_dir: Path,
+    ready: Callable[[Node], None],
+) -> None:
+    """Run a node until SIGTERM or SIGINT; a second signal cuts the grace period short.
+
+    :param ready: called once when the node takes work.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            async with open_node(settings, plugins, state_dir=state_dir) as node:
+                ready(node)
+                number = await anext(signals)
+                logging.getLogger("spear").info("%s: stopping", signal.Signals(number).name)
+                nursery.start_soon(_hurry_on_signal, signals, node)
+            nursery.cancel_scope.cancel()
+
+
+async def _hurry_on_signal(signals: AsyncIterator[int], node: Node) -> None:
+    async for _ in signals:
+        node.hurry()
+        return

@@ -1,0 +1,205 @@
+"""The plugins' open parts: runtimes, transports, hostcall providers, opened when first needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import attrs
+import trio
+
+from spear_core.api import (
+    ChannelFactory,
+    Fingerprint,
+    Health,
+    Hostcalls,
+    PluginContext,
+    Runtime,
+    RuntimeSpec,
+    SpearletConfig,
+    Transport,
+)
+from spear_core.config import NodeSettings
+from spear_core.errors import (
+    RuntimeNotFoundError,
+    RuntimeUnavailableError,
+    SpearError,
+    UnsupportedTransportError,
+)
+from spear_core.node._background import Background
+from spear_core.node._failures import as_spear_error
+from spear_core.plugins import Plugins, suggest_distribution
+
+__all__ = ["ContextMaker", "Services"]
+
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class ContextMaker:
+    """What every plugin's context has in common."""
+
+    node_id: str
+    plugins_dir: Path
+    cache_dir: Path
+    run_dir: Path
+    spearlet: SpearletConfig
+
+    def make(self, plugin: str, hostcalls: Hostcalls, channels: ChannelFactory) -> PluginContext:
+        """The context of one plugin; makes its run directory."""
+        run_dir = self.run_dir / plugin
+        run_dir.mkdir(mode=0o700, exist_ok=True)
+        return PluginContext(
+            node_id=self.node_id,
+            plugin=plugin,
+            state_dir=self.plugins_dir / plugin,
+            cache_dir=self.cache_dir / plugin,
+            run_dir=run_dir,
+            log=logging.getLogger(f"spear.{plugin}"),
+            hostcalls=hostcalls,
+            channels=channels,
+            spearlet_config=self.spearlet,
+        )
+
+
+class _Opened(Generic[T]):
+    """One service that a background task opens on first use and holds open."""
+
+    def __init__(
+        self,
+        name: str,
+        open_it: Callable[[], AbstractAsyncContextManager[T]],
+        background: Background,
+        log: logging.Logger,
+    ) -> None:
+        self._name = name
+        self._open = open_it
+        self._background = background
+        self._log = log
+        self._ready: trio.Event | None = None
+        self.value: T | None = None
+        self._error: SpearError | None = None
+
+    async def get(self) -> T:
+        """The open service; a failed opening is tried again by the next caller."""
+        if self.value is None:
+            if self._ready is None:
+                self._ready = trio.Event()
+                self._error = None
+                self._background.start_soon(self._hold, self._ready)
+            await self._ready.wait()
+        return self._value_or_error()
+
+    def _value_or_error(self) -> T:
+        if self.value is None:
+            assert self._error is not None
+            raise self._error
+        return self.value
+
+    async def _hold(self, ready: trio.Event) -> None:
+        try:
+            async with self._open() as value:
+                self.value = value
+                ready.set()
+                await trio.sleep_forever()
+        except Exception as raised:  # barrier: one plugin
+            self._error = as_spear_error(raised, self._name, self._log)
+        finally:
+            self.value = None
+            self._ready = None
+            self._error = self._error or SpearError(f"{self._name} is closed", code="unavailable")
+            ready.set()
+
+
+class Services:
+    """Opens what plugins declare, each once, and keeps it open for the life of the node."""
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        settings: NodeSettings,
+        maker: ContextMaker,
+        *,
+        background: Background,
+        log: logging.Logger,
+    ) -> None:
+        self._plugins = plugins
+        self._settings = settings
+        self._maker = maker
+        self._background = background
+        self._log = log
+        self._opened: dict[tuple[str, str], _Opened[Any]] = {}
+        self._hostcalls: Hostcalls | None = None
+        self._channels: ChannelFactory | None = None
+
+    def attach(self, hostcalls: Hostcalls, channels: ChannelFactory) -> None:
+        """Complete the circle: contexts need these two, and these two need the services."""
+        self._hostcalls = hostcalls
+        self._channels = channels
+
+    def context(self, plugin: str) -> PluginContext:
+        """The context of one plugin."""
+        assert self._hostcalls is not None
+        assert self._channels is not None
+        return self._maker.make(plugin, self._hostcalls, self._channels)
+
+    async def open(self, kind: str, name: str, plugin: str, spec: Any) -> Any:
+        """The open form of a spec of this kind and name."""
+        opened = self._opened.get((kind, name))
+        if opened is None:
+            opened = _Opened(
+                f"{kind} {name}",
+                lambda: spec.open(
+                    self.context(plugin), self._settings.plugin_config(plugin, spec.config_cls)
+                ),
+                self._background,
+                self._log,
+            )
+            self._opened[kind, name] = opened
+        return await opened.get()
+
+    async def runtime(self, name: str) -> Runtime:
+        """The open runtime of this name.
+
+        :raises RuntimeNotFoundError: no plugin has it. :raises RuntimeFault: it cannot open.
+        """
+        owned = self._plugins.runtimes.get(name)
+        if owned is None:
+            hint = suggest_distribution(name)
+            raise RuntimeNotFoundError(
+                f"no runtime named {name!r} is installed"
+                + (f"; `pip install {hint}` provides it" if hint else "")
+            )
+        runtime = await self.open("runtime", name, owned.plugin_name, owned.spec)
+        assert isinstance(runtime, Runtime)
+        return runtime
+
+    async def transport(self, name: str) -> Transport:
+        """The open transport of this name. :raises UnsupportedTransportError: no plugin has it."""
+        owned = self._plugins.transports.get(name)
+        if owned is None:
+            raise UnsupportedTransportError(f"no plugin provides the transport {name!r}")
+        transport = await self.open("transport", name, owned.plugin_name, owned.spec)
+        assert isinstance(transport, Transport)
+        return transport
+
+    def runtime_specs(self) -> Mapping[str, RuntimeSpec[Any]]:
+        """Every runtime declared, by name."""
+        return {name: owned.spec for name, owned in self._plugins.runtimes.items()}
+
+    async def fingerprint(self, name: str) -> Fingerprint:
+        """Open a runtime and ask it about this machine; its refusal to open is an answer too."""
+        try:
+            return await (await self.runtime(name)).fingerprint()
+        except RuntimeUnavailableError as error:
+            return Fingerprint(health=Health.UNDETECTED, message=error.message)
+        except SpearError as error:
+            return Fingerprint(health=Health.UNHEALTHY, message=error.message)
+
+    def is_open(self, kind: str, name: str) -> bool:
+        """Whether somebody has needed it already."""
+        opened = self._opened.get((kind, name))
+        return opened is not None and opened.value is not None

@@ -1,0 +1,59 @@
+"""How much runs at once, and how much may wait."""
+
+from __future__ import annotations
+
+import trio
+
+from spear_core.errors import ResourceExhaustedError
+
+__all__ = ["Slots"]
+
+
+class Slots:
+    """A fixed number of execution slots with a bounded queue, first come, first served."""
+
+    def __init__(self, *, limit: int, max_queued: int) -> None:
+        self.limit = limit
+        self.max_queued = max_queued
+        self.running = 0
+        self._admitted = 0
+        self._queue = trio.lowlevel.ParkingLot()
+
+    @property
+    def queued(self) -> int:
+        """Admitted, but without a slot yet."""
+        return self._admitted - self.running
+
+    def admit(self, *, typical_s: float) -> None:
+        """Take a place in the queue, or refuse at once.
+
+        :param typical_s: how long an execution takes here, for the hint in the refusal.
+        :raises ResourceExhaustedError: everything is taken.
+        """
+        if self._admitted >= self.limit + self.max_queued:
+            retry_after = max(0.01, typical_s * self.max_queued / self.limit)
+            raise ResourceExhaustedError(
+                f"the node is full: {self.running} tasks run and {self.queued} wait "
+                f"(execution.max_concurrent_tasks, execution.max_queued_tasks); "
+                f"try again in {retry_after:.2g} s",
+                retry_after=retry_after,
+            )
+        self._admitted += 1
+
+    def leave(self) -> None:
+        """Give the place back, at the end or without ever having had a slot."""
+        self._admitted -= 1
+
+    async def acquire(self) -> None:
+        """Wait for a slot. **Cancellation**: none is taken."""
+        if self.running < self.limit:
+            self.running += 1
+            return
+        await self._queue.park()
+
+    def release(self) -> None:
+        """Hand the slot to the next in line."""
+        if self._queue:
+            self._queue.unpark()
+        else:
+            self.running -= 1

@@ -1,0 +1,117 @@
+"""Holding a state directory: its modes, its lock, its node's identity."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from spear_core.errors import ConfigError, NodeAlreadyRunningError
+from spear_core.node.paths import StatePaths
+
+__all__ = ["hold_state", "open_run_dir", "write_atomically"]
+
+_LONGEST_RUN_DIR = 60
+"""Bytes. A socket's path may have 107 (``man 7 unix``); below lie a plugin's and a file's name."""
+
+
+@contextmanager
+def hold_state(paths: StatePaths) -> Iterator[str]:
+    """Make the directory private, lock it for this process and yield the node's id.
+
+    :raises NodeAlreadyRunningError: another live process holds it; carries that one's pid.
+    :raises ConfigError: it cannot be made or written.
+    """
+    try:
+        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths.root.chmod(0o700)
+        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(paths.root, error) from error
+    try:
+        _lock(descriptor, paths)
+        try:
+            node_id = _node_id(paths.node_id)
+        except OSError as error:
+            raise _unusable(paths.root, error) from error
+        yield node_id
+        with suppress(OSError):
+            os.truncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, paths: StatePaths) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        pid = int(text) if text.isdecimal() else 0
+        raise NodeAlreadyRunningError(
+            f"a node (pid {pid or 'unknown'}) already runs on {paths.root}; "
+            "stop it, or choose another --state-dir",
+            pid=pid,
+        ) from None
+    except OSError as error:
+        raise _unusable(paths.root, error) from error
+    try:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    except OSError as error:
+        raise _unusable(paths.root, error) from error
+
+
+def _node_id(path: Path) -> str:
+    """The node's identity: made once, kept on disk."""
+    with suppress(FileNotFoundError):
+        if found := path.read_text(encoding="ascii").strip():
+            return found
+    made = f"n-{secrets.token_hex(8)}"
+    write_atomically(path, made.encode() + b"\n")
+    return made
+
+
+def _unusable(root: Path, error: OSError) -> ConfigError:
+    reason = error.strerror or str(error)
+    return ConfigError(
+        f"the state directory {root} cannot be used: {reason}"
+        f"{f' ({error.filename})' if error.filename and error.filename != str(root) else ''}; "
+        "choose a writable one with --state-dir or SPEAR_STATE_DIR"
+    )
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file so that a reader, or a crash, sees the old content or the new, whole."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def open_run_dir(paths: StatePaths) -> Iterator[Path]:
+    """An empty private directory with a short path, gone afterwards."""
+    if len(os.fsencode(paths.run)) <= _LONGEST_RUN_DIR:
+        shutil.rmtree(paths.run, ignore_errors=True)
+        paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run = paths.run
+    else:
+        run = Path(tempfile.mkdtemp(prefix="spear-"))
+    try:
+        yield run
+    finally:
+        shutil.rmtree(run, ignore_errors=True)

@@ -1,0 +1,181 @@
+"""The log files of tasks: one JSON line an entry, one file a task, made by its first entry."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import trio
+
+from spear_core.api import LogChunk, LogEntry
+
+__all__ = ["TaskLog", "TaskLogDirectory"]
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(LogEntry)
+
+_CHUNK_ENTRIES = 1000
+_CHUNK_BYTES = 1 << 20
+
+
+class TaskLog:
+    """One task's log. Appending never blocks for long and never fails; what can't be written is
+    counted, and the reader is told at the end."""
+
+    def __init__(self, path: str, *, max_bytes: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._descriptor = -1
+        self._size = 0
+        self._entries = 0
+        self._dropped = 0
+        self._drop_reason = ""
+        self._closed = False
+        self._changed: trio.Event | None = None
+
+    def append(self, execution_id: str, message: str, *, level: str, source: str) -> None:
+        """Add one entry, or count it as dropped."""
+        if self._closed:
+            return
+        entry = LogEntry(
+            seq=self._entries + 1,
+            ts=time.time(),
+            level=level,
+            source=source,
+            message=message.removesuffix("\n"),
+            execution_id=execution_id,
+        )
+        line = _encoder.encode(entry) + b"\n"
+        if self._size + len(line) > self._max_bytes:
+            self._drop(f"the task's log may have {self._max_bytes} bytes (logs.max_task_log_bytes)")
+            return
+        try:
+            self._write(line)
+        except OSError as error:
+            self._drop(f"{self._path}: {error.strerror}")
+            return
+        self._entries += 1
+        self._wake()
+
+    def _write(self, line: bytes) -> None:
+        if self._descriptor < 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            os.ftruncate(self._descriptor, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += written
+
+    def _drop(self, reason: str) -> None:
+        self._dropped += 1
+        self._drop_reason = reason
+
+    def close(self) -> None:
+        """No more entries come; readers that wait are told."""
+        self._closed = True
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._wake()
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.close()
+        if self._size:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def read(self, cursor: int, *, wait: bool) -> LogChunk:
+        """Entries from the byte ``cursor`` on; with ``wait``, at least one unless it is closed."""
+        while wait and not self._closed and cursor >= self._size:
+            if self._changed is None:
+                self._changed = trio.Event()
+            await self._changed.wait()
+        chunk = read_entries(self._path, cursor) if cursor < self._size else _nothing(cursor)
+        at_end = chunk.cursor >= self._size
+        if not (at_end and self._closed):
+            return LogChunk(entries=chunk.entries, cursor=chunk.cursor, finished=False)
+        return LogChunk(
+            entries=chunk.entries + self._dropped_entry(), cursor=chunk.cursor, finished=True
+        )
+
+    def _dropped_entry(self) -> tuple[LogEntry, ...]:
+        if not self._dropped:
+            return ()
+        return (
+            LogEntry(
+                seq=self._entries + 1,
+                ts=time.time(),
+                level="warn",
+                source="node",
+                message=f"{self._dropped} log entries were dropped: {self._drop_reason}",
+                execution_id="",
+            ),
+        )
+
+
+def _nothing(cursor: int) -> LogChunk:
+    return LogChunk(entries=(), cursor=cursor, finished=True)
+
+
+def read_entries(path: str, cursor: int) -> LogChunk:
+    """Whole entries of a log file from the byte ``cursor`` on; ``finished`` at its end.
+
+    A line that is no entry (a crash cut it, somebody edited it) is passed over.
+    """
+    entries: list[LogEntry] = []
+    with open(path, "rb") as file:
+        file.seek(cursor)
+        block = file.read(_CHUNK_BYTES)
+        if b"\n" not in block and len(block) == _CHUNK_BYTES:
+            block += file.readline()
+    position = 0
+    while len(entries) < _CHUNK_ENTRIES and (end := block.find(b"\n", position)) >= 0:
+        with suppress(msgspec.DecodeError):
+            entries.append(_decoder.decode(block[position:end]))
+        position = end + 1
+    finished = position >= len(block) and len(block) < _CHUNK_BYTES
+    return LogChunk(entries=tuple(entries), cursor=cursor + position, finished=finished)
+
+
+class TaskLogDirectory:
+    """Makes the logs of tasks, and still reads those of an earlier run of the node."""
+
+    def __init__(self, directory: Path, *, max_bytes: int, warn: Callable[[str], None]) -> None:
+        self._directory = str(directory)
+        self._max_bytes = max_bytes
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            warn(f"task logs cannot be written: {directory}: {error.strerror}")
+
+    def open(self, task_id: str) -> TaskLog:
+        """The log of a new task; the file is made by its first entry."""
+        return TaskLog(f"{self._directory}/{task_id}.log", max_bytes=self._max_bytes)
+
+    def read_old(self, task_id: str, cursor: int) -> LogChunk | None:
+        """Entries of a task that an earlier run of the node had; ``None``: no such log."""
+        if not task_id.replace("-", "").isalnum():
+            return None
+        try:
+            return read_entries(f"{self._directory}/{task_id}.log", cursor)
+        except OSError:
+            return None
+
+    def prune(self, keep: int) -> None:
+        """Keep the newest ``keep`` files that an earlier run left."""
+        with suppress(OSError):
+            files = sorted(Path(self._directory).glob("*.log"), key=lambda p: p.stat().st_mtime)
+            for path in files[: max(0, len(files) - keep)]:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""Tasks: their states, and the table that remembers them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import attrs
+import trio
+
+from spear_core.api import Artifact, ErrorInfo, TaskInfo, TaskResult, TaskState
+from spear_core.errors import TaskNotFoundError
+from spear_core.node._task_log import TaskLog, TaskLogDirectory
+
+__all__ = ["Task", "TaskTable"]
+
+_NEXT: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.PENDING: frozenset(
+        {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT}
+    ),
+    TaskState.RUNNING: frozenset(
+        {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT}
+    ),
+}
+
+
+@attrs.define(eq=False)
+class Task:
+    """One unit of requested work, from its acceptance until it is forgotten."""
+
+    id: str
+    execution_id: str
+    artifact: Artifact
+    entry: str
+    payload: bytes
+    content_type: str
+    trace: str
+    scope: trio.CancelScope
+    """Cancelling it stops the task wherever it is."""
+    log: TaskLog
+    created_at: float = attrs.field(factory=time.time)
+    state: TaskState = TaskState.PENDING
+    started_at: float | None = None
+    completed_at: float | None = None
+    result: TaskResult | None = None
+    cancel_reason: str | None = None
+    _done: trio.Event | None = None
+
+    @property
+    def function(self) -> str:
+        """``artifact@version[:entry]``."""
+        return f"{self.artifact.ref}:{self.entry}" if self.entry else self.artifact.ref
+
+    def move(self, state: TaskState) -> None:
+        """Change the state; an illegal change is a bug of ours and raises ``AssertionError``."""
+        if state not in _NEXT.get(self.state, ()):
+            raise AssertionError(f"task {self.id}: {self.state.value} → {state.value}")
+        self.state = state
+        if state is TaskState.RUNNING:
+            self.started_at = time.time()
+
+    def finish(self, state: TaskState, result: TaskResult) -> None:
+        """Enter a final state and wake who waits for it."""
+        self.move(state)
+        self.completed_at = time.time()
+        self.result = result
+        self.payload = b""
+        if self._done is not None:
+            self._done.set()
+
+    def cancel(self, reason: str) -> None:
+        """Ask the task to stop; it does so at its own next chance."""
+        if not self.state.is_final and self.cancel_reason is None:
+            self.cancel_reason = reason
+            self.scope.cancel()
+
+    async def wait_final(self) -> None:
+        """Wait until the task is final."""
+        if self.state.is_final:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._done is None:
+            self._done = trio.Event()
+        await self._done.wait()
+
+    def info(self, *, with_output: bool = True) -> TaskInfo:
+        """The task as callers see it."""
+        result = self.result
+        if result is not None and not with_output:
+            result = attrs.evolve(result, output=b"")
+        return TaskInfo(
+            task_id=self.id,
+            execution_id=self.execution_id,
+            function=self.function,
+            state=self.state,
+            created_at=self.created_at,
+            started_at=self.started_at,
+            completed_at=self.completed_at,
+            result=result,
+        )
+
+
+class TaskTable:
+    """Every unfinished task, and the newest finished ones within the limits."""
+
+    def __init__(
+        self, logs: TaskLogDirectory, *, keep_finished: int, keep_finished_bytes: int
+    ) -> None:
+        self._logs = logs
+        self._keep = keep_finished
+        self._keep_bytes = keep_finished_bytes
+        self._tasks: dict[str, Task] = {}
+        self._by_execution: dict[str, Task] = {}
+        self._finished: deque[Task] = deque()
+        self._finished_bytes = 0
+
+    def add(
+        self,
+        artifact: Artifact,
+        *,
+        entry: str,
+        payload: bytes,
+        content_type: str,
+        trace: str,
+        deadline: float,
+    ) -> Task:
+        """Make a pending task. :param deadline: on trio's clock."""
+        token = secrets.token_hex(8)
+        task_id = f"t-{token}"
+        task = Task(
+            id=task_id,
+            execution_id=f"e-{token}",
+            artifact=artifact,
+            entry=entry,
+            payload=payload,
+            content_type=content_type,
+            trace=trace,
+            scope=trio.CancelScope(deadline=deadline),
+            log=self._logs.open(task_id),
+        )
+        self._tasks[task_id] = task
+        self._by_execution[task.execution_id] = task
+        return task
+
+    def get(self, task_id: str) -> Task:
+        """By the task's or its execution's id. :raises TaskNotFoundError: unknown."""
+        task = self._tasks.get(task_id) or self._by_execution.get(task_id)
+        if task is None:
+            raise TaskNotFoundError(
+                f"no task {task_id!r} is known here: it was never made on this node, its result "
+                f"is no longer kept (tasks.keep_finished is {self._keep}), or the node was "
+                "restarted since"
+            )
+        return task
+
+    def by_execution(self, execution_id: str) -> Task | None:
+        """The unfinished or kept task that this execution belongs to."""
+        return self._by_execution.get(execution_id)
+
+    def newest(self, limit: int) -> list[Task]:
+        """The newest tasks first."""
+        found: list[Task] = []
+        for task in reversed(self._tasks.values()):
+            if len(found) >= limit:
+                break
+            found.append(task)
+        return found
+
+    def unfinished(self) -> Iterator[Task]:
+        """Every task that is not final."""
+        return (task for task in self._tasks.values() if not task.state.is_final)
+
+    def retire(self, task: Task) -> None:
+        """Take note that a task is final, and forget the oldest ones beyond the limits."""
+        task.log.close()
+        self._finished.append(task)
+        self._finished_bytes += _kept_bytes(task)
+        while self._finished and (
+            len(self._finished) > self._keep or self._finished_bytes > self._keep_bytes
+        ):
+            if len(self._finished) == 1 and self._keep:
+                break
+            oldest = self._finished.popleft()
+            self._finished_bytes -= _kept_bytes(oldest)
+            del self._tasks[oldest.id], self._by_execution[oldest.execution_id]
+            oldest.log.remove()
+
+
+def _kept_bytes(task: Task) -> int:
+    return len(task.result.output) if task.result else 0
+
+
+def failure(error: ErrorInfo, *, node_id: str, instance_id: str = "") -> TaskResult:
+    """The result of a task that ended without an answer from its guest."""
+    return TaskResult(error=error, node_id=node_id, instance_id=instance_id)
