@@ -114,7 +114,11 @@ class Guests:
         self, code: str | bytes, payload: bytes = b"", *, entry: str = "", **fields: Any
     ) -> ExecutionResponse:
         async with self.open(code, **fields) as instance:
-            return await instance.execute(request(payload, entry=entry))
+            return await instance.execute(self.request(payload, entry=entry))
+
+    def request(self, payload: bytes = b"", **fields: Any) -> ExecutionRequest:
+        values: dict[str, Any] = {"execution_id": "e1", "task_id": "t1", "payload": payload}
+        return ExecutionRequest(**{**values, **fields})
 
     def open(self, code: str | bytes, **fields: Any) -> AbstractAsyncContextManager[Instance]:
         return self.open_artifact(self.make_artifact(code, **fields))
@@ -127,8 +131,3 @@ class Guests:
 @pytest.fixture
 async def guests(runtime: WasmRuntime, make_artifact: Callable[..., Artifact]) -> Guests:
     return Guests(runtime, make_artifact)
-
-
-def request(payload: bytes = b"", **fields: Any) -> ExecutionRequest:
-    values = {"execution_id": "e1", "task_id": "t1", "payload": payload}
-    return ExecutionRequest(**{**values, **fields})

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
 FAILED = 3
 """Exit code when the module is at fault; stderr says why."""
 NICENESS = 5
+WALL_FACTOR = 4
+"""Wall-clock seconds for each second of processor time: a loaded machine is no bomb."""
 
 
 def main(library: str, source: str, cpu_seconds: str, memory_bytes: str) -> int:
@@ -24,6 +27,7 @@ def main(library: str, source: str, cpu_seconds: str, memory_bytes: str) -> int:
         limit = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
         resource.setrlimit(what, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.alarm(int(cpu_seconds) * WALL_FACTOR)
     os.nice(NICENESS)
     from spear_runtime_wasm._ffi import EngineError, compile_module, load_library
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from collections import OrderedDict
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
 
 from spear_core.api import Artifact, PluginContext
-from spear_core.errors import RuntimeUnavailableError
+from spear_core.errors import RuntimeUnavailableError, SpearError
 
 from ._cache import ImageCache
 from ._compile import compile_file
@@ -97,13 +98,29 @@ class ModuleStore:
                 return await trio.to_thread.run_sync(LoadedModule, machine.host, image, name)
             except EngineError:
                 image = None  # made on another machine: compile it for this one
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._open_machine)  # while the compiler starts
-            image = await compile_file(artifact.path, name, self._config)
+        image = await self._compile(artifact)
         machine = await self._open_machine()
         module = await trio.to_thread.run_sync(LoadedModule, machine.host, image, name)
         await trio.to_thread.run_sync(cache.store, digest, image)
         return module
+
+    async def _compile(self, artifact: Artifact) -> bytes:
+        """Compile, and make the engine while the compiler runs."""
+
+        async def warm_up() -> None:
+            with contextlib.suppress(RuntimeUnavailableError):  # told to the next one who asks
+                await self._open_machine()
+
+        image, failure = b"", None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(warm_up)
+            try:
+                image = await compile_file(artifact.path, artifact.filename, self._config)
+            except SpearError as exc:  # not out of the nursery: it would come in a group
+                failure = exc
+        if failure is not None:
+            raise failure
+        return image
 
     def _open_cache(self) -> ImageCache:
         try:

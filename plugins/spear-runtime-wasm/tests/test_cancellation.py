@@ -1,0 +1,125 @@
+"""Cancelled means that the guest no longer runs, whatever it was doing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import trio
+from spear_core.api import ExecutionStatus
+from spear_runtime_wasm._fiber import PATIENCE
+from spear_runtime_wasm._ticker import PERIOD
+
+LOOP = '(module (func (export "_start") (loop (br 0))))'
+SLEEP = """(module (import "spear" "sleep_ms" (func $sleep (param i32)))
+  (func (export "_start") (call $sleep (i32.const {ms}))))"""
+POLL = """(module
+  (import "wasi_snapshot_preview1" "poll_oneoff"
+    (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (i64.store (i32.const 24) (i64.const {ns}))
+    (i32.store (i32.const 16) (i32.const 1))
+    (if (call $poll (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200))
+      (then unreachable))
+    (if (i32.ne (i32.load (i32.const 200)) (i32.const 1)) (then unreachable))))"""
+CHATTY_LOOP = """(module (import "spear" "log" (func $log (param i32 i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 0) "still here")
+  (func (export "_start") (local $i i32) (loop
+    (local.set $i (i32.add (local.get $i) (i32.const 1)))
+    (if (i32.eqz (i32.rem_u (local.get $i) (i32.const 3000000)))
+      (then (drop (call $log (i32.const 2) (i32.const 0) (i32.const 10)))))
+    (br 0))))"""
+
+
+async def stopped_after(guests: Any, code: str, seconds: float) -> float:
+    """Seconds between the deadline and the return."""
+    await guests.runtime.prepare(guests.make_artifact(code))
+    deadline = trio.current_time() + seconds
+    with trio.CancelScope(deadline=deadline) as scope:
+        await guests.run(code)
+    late = trio.current_time() - deadline
+    assert scope.cancelled_caught
+    return late
+
+
+async def test_a_loop_on_the_trio_thread(guests: Any) -> None:
+    assert await stopped_after(guests, LOOP, PERIOD * PATIENCE / 4) < 0.1
+
+
+async def test_a_loop_that_has_moved_to_a_worker(guests: Any) -> None:
+    assert await stopped_after(guests, LOOP, 0.2) < 0.1
+
+
+async def test_the_loop_of_the_node_stays_free_while_a_guest_computes(guests: Any) -> None:
+    await guests.runtime.prepare(guests.make_artifact(LOOP))
+    longest = 0.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(guests.run, LOOP)
+        await trio.sleep(0.1)
+        assert "spear-wasm-worker-0" in {thread.name for thread in threading.enumerate()}
+        before = time.process_time()
+        for _ in range(20):
+            started = time.perf_counter()
+            await trio.lowlevel.checkpoint()
+            longest = max(longest, time.perf_counter() - started)
+            await trio.sleep(0.005)
+        assert time.process_time() - before > 0.02, "the guest did not go on meanwhile"
+        nursery.cancel_scope.cancel()
+    assert longest < 0.05
+
+
+async def test_more_loops_than_workers_take_turns_and_all_stop(guests: Any) -> None:
+    await guests.runtime.prepare(guests.make_artifact(LOOP))
+    with trio.move_on_after(0.3) as scope:
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(guests.run, LOOP)
+    assert scope.cancelled_caught
+
+
+async def test_the_log_of_a_computing_guest_arrives_meanwhile(guests: Any, log: Any) -> None:
+    await guests.runtime.prepare(guests.make_artifact(CHATTY_LOOP))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(guests.run, CHATTY_LOOP)
+        with trio.fail_after(5):
+            while len(log.entries) < 5:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert log.entries[0] == ("e1", "still here", "info", "guest")
+
+
+async def test_cancelling_writes_one_warning(guests: Any, log: Any) -> None:
+    await stopped_after(guests, LOOP, 0.02)
+    assert [entry[2] for entry in log.entries] == ["warn"]
+
+
+async def test_a_guest_asleep(guests: Any) -> None:
+    assert await stopped_after(guests, SLEEP.format(ms=60_000), 0.05) < 0.1
+
+
+async def test_a_guest_asleep_in_wasi(guests: Any) -> None:
+    assert await stopped_after(guests, POLL.format(ns=60_000_000_000), 0.05) < 0.1
+
+
+async def test_sleeping_takes_its_time_and_no_thread(guests: Any, autojump_clock: Any) -> None:
+    started = trio.current_time()
+    response = await guests.run(SLEEP.format(ms=3_600_000))
+    assert response.status is ExecutionStatus.COMPLETED
+    assert trio.current_time() - started >= 3600
+    response = await guests.run(POLL.format(ns=7_200_000_000_000))
+    assert response.status is ExecutionStatus.COMPLETED
+    assert trio.current_time() - started >= 3600 + 7200
+
+
+async def test_an_instance_that_was_cancelled_leaves_nothing_behind(guests: Any) -> None:
+    """The next execution gets a store of its own."""
+    code = SLEEP.format(ms=60_000).replace(
+        '(func (export "_start")', '(func (export "quick")) (func (export "_start")'
+    )
+    async with guests.open(code) as instance:
+        with trio.move_on_after(0.02):
+            await instance.execute(guests.request())
+        response = await instance.execute(guests.request(entry="quick"))
+    assert response.status is ExecutionStatus.COMPLETED
