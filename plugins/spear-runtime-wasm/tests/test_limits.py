@@ -33,7 +33,7 @@ async def test_growing_beyond_the_limit_is_refused_and_a_trap_after_it_is_out_of
     )
     assert response.error.code == "resource_exhausted"
     assert response.error.kind == "out_of_memory"
-    assert f"all {4 * MIB} bytes" in response.error.message
+    assert f"its limit of {4 * MIB}" in response.error.message
     assert response.usage.peak_memory_bytes == 4 * MIB
 
 

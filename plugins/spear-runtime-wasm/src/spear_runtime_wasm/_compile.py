@@ -14,6 +14,7 @@ from spear_core.errors import RuntimeFault, UnsupportedArtifactError
 
 from . import _compile_child
 from ._config import WasmConfig
+from ._failures import one_line
 from ._ffi import library_path
 
 MAX_MESSAGE = 2000
@@ -55,17 +56,17 @@ def _failure(
 ) -> UnsupportedArtifactError | RuntimeFault:
     said = done.stderr.decode("utf-8", "replace").strip()
     if done.returncode == _compile_child.FAILED:
-        return UnsupportedArtifactError(f"{name}: {_one_line(said)}")
+        return UnsupportedArtifactError(f"{name}: {one_line(said[:MAX_MESSAGE])}")
     if done.returncode in (-signal.SIGXCPU, -signal.SIGALRM, -signal.SIGKILL):
         return _too_dear(name, config)
     out_of_memory = "memory" in said.lower() or "MemoryError" in said
     if done.returncode == -signal.SIGABRT or out_of_memory:
         return UnsupportedArtifactError(
             f"{name}: compiling it needs more than compile_memory_bytes"
-            f" ({config.compile_memory_bytes >> 20} MiB): {_one_line(said[-200:])}"
+            f" ({config.compile_memory_bytes >> 20} MiB): {one_line(said[-200:])}"
         )
     return RuntimeFault(
-        f"{name}: the compiler ended with {done.returncode}: {_one_line(said[-MAX_MESSAGE:])}"
+        f"{name}: the compiler ended with {done.returncode}: {one_line(said[-MAX_MESSAGE:])}"
     )
 
 
@@ -74,9 +75,3 @@ def _too_dear(name: str, config: WasmConfig) -> UnsupportedArtifactError:
         f"{name}: compiling it takes more than {config.compile_cpu_seconds} s of processor time"
         " (compile_cpu_seconds); split its largest function or raise the limit"
     )
-
-
-def _one_line(text: str) -> str:
-    """wasmtime writes a message and its causes on several lines."""
-    lines = (line.strip() for line in text[:MAX_MESSAGE].splitlines())
-    return " ".join(line for line in lines if line and line != "Caused by:")

@@ -9,7 +9,9 @@ from ._ffi import Guest, GuestTrap
 from ._hostcalls import ERRNO_NAMES
 from ._slice import CpuLimitError
 
-PAGE = 65536
+NEARLY_FULL = 7 / 8
+"""A refused `memory.grow` leaves no trace; a guest that aborts with its memory this full is taken
+to have been refused, since allocators ask for more than a page at a time."""
 MAX_FRAMES = 10
 POOL_FULL = "maximum concurrent"
 """In wasmtime's message when every slot of the instance pool is taken."""
@@ -66,11 +68,11 @@ def trap_info(trap: GuestTrap, guest: Guest, memory_limit: int) -> ErrorInfo:
     details = {"trap": trap.code, "memory_bytes": str(memory)}
     where = _where(trap, details)
     text = _TEXTS.get(trap.code, trap.message)
-    if trap.code in _OUT_OF_MEMORY and memory + PAGE > memory_limit:
+    if trap.code in _OUT_OF_MEMORY and memory >= memory_limit * NEARLY_FULL:
         return ErrorInfo(
             code="resource_exhausted",
             kind="out_of_memory",
-            message=f"out of memory: all {memory_limit} bytes of its limit are in use;"
+            message=f"out of memory: {memory} bytes of its limit of {memory_limit} are in use;"
             f" then: {text}{where}",
             details=details,
         )
@@ -80,7 +82,7 @@ def trap_info(trap: GuestTrap, guest: Guest, memory_limit: int) -> ErrorInfo:
 
 
 def _refused_info(trap: GuestTrap, memory_limit: int) -> ErrorInfo:
-    message = " ".join(trap.message.split())
+    message = one_line(trap.message)
     if "exceeds memory limits" in message:
         return ErrorInfo(
             code="resource_exhausted",
@@ -103,3 +105,9 @@ def _where(trap: GuestTrap, details: dict[str, str]) -> str:
         frame.function or f"function {frame.index}" for frame in trap.frames[:MAX_FRAMES]
     )
     return f" in {name}, at offset {first.offset:#x} of the module"
+
+
+def one_line(text: str) -> str:
+    """wasmtime writes a message and its causes on several lines."""
+    lines = (line.strip() for line in text.splitlines())
+    return ": ".join(line for line in lines if line and line != "Caused by:")

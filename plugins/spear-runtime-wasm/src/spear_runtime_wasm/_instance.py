@@ -73,7 +73,8 @@ class WasmInstance(Instance):
             return ExecutionResponse.failed(error)
         execution = Execution(
             request, artifact, max_output=self._max_output,
-            cpu_seconds=artifact.limits.cpu_seconds, stdio_is_payload=module.stdio_is_payload,
+            cpu_seconds=artifact.limits.cpu_seconds,
+            stdio_is_payload=module.stdio_is_payload and not entry.is_function,
         )  # fmt: skip
         execution.meter.flush = lambda: self._flush(execution)
         return await self._run(execution, entry)
@@ -112,6 +113,7 @@ class WasmInstance(Instance):
                 output = await self._call(guest, entry, execution)
                 keep = entry.reusable and self._artifact.reuse
             except ExitError as exc:
+                execution.end_lines()
                 output = bytes(execution.output)
                 error = _failures.exit_info(exc, execution) if exc.code else None
             except _ResultError as exc:
@@ -259,7 +261,7 @@ def guest_limits(artifact: Artifact, default_memory: int, table_elements: int) -
 def _raise_if_full(trap: GuestTrap) -> None:
     if trap.code is None and _failures.POOL_FULL in trap.message:
         raise InstanceError(
-            f"no room for another instance: {' '.join(trap.message.split())}"
+            f"no room for another instance: {_failures.one_line(trap.message)}"
             " (max_live_instances)",
             code="resource_exhausted",
             retryable=True,

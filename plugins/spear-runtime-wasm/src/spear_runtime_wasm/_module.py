@@ -9,6 +9,7 @@ from spear_core.api import Artifact
 from spear_core.errors import UnsupportedArtifactError
 
 from . import _hostcalls, _wasi
+from ._failures import one_line
 from ._ffi import MAX_RESULTS, CompiledModule, EngineError, Export, Import
 from ._host import Host
 
@@ -57,7 +58,7 @@ class LoadedModule:
             try:
                 self.pre = host.linker.link(self._module)
             except EngineError as exc:
-                raise UnsupportedArtifactError(f"{name}: {' '.join(str(exc).split())}") from None
+                raise UnsupportedArtifactError(f"{name}: {one_line(str(exc))}") from None
         except BaseException:
             self._module.close()
             raise
