@@ -279,7 +279,7 @@ class Executor:
         async with self._preparing.setdefault(key, trio.Lock()):
             if key not in self._deployments:
                 runtime = await self._runtimes.runtime(artifact.runtime)
-                await trio.to_thread.run_sync(self._artifacts.verify, artifact)
+                await self._artifacts.verify(artifact)
                 await runtime.prepare(artifact)
                 self._deployments[key] = _Deployment(
                     artifact=artifact,

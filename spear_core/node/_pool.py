@@ -111,9 +111,12 @@ class InstancePool:
         """An idle instance, or a new one, or the next that becomes free.
 
         :raises InstanceStartError: a new one was needed and could not be made.
+        :raises InstanceError: the pool is closed.
 
         **Cancellation**: none is taken.
         """
+        if self._closed:
+            raise InstanceError(f"{self._artifact.ref}: its pool is closed")
         if self._idle:
             return self._lend(self._idle.pop())
         task = trio.lowlevel.current_task()

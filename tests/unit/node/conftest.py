@@ -1,0 +1,143 @@
+"""A runtime whose every move a test can see and steer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from spear_core.api import (
+    Artifact,
+    ArtifactUpload,
+    ExecutionRequest,
+    ExecutionResponse,
+    Fingerprint,
+    Health,
+    Instance,
+    InstanceSpec,
+    InstanceStatistics,
+    Runtime,
+)
+from spear_core.errors import SpearError
+from spear_core.node._artifacts import ArtifactStore
+from spear_core.node._task_log import TaskLogDirectory
+from spear_core.node._tasks import TaskTable
+
+Behaviour = Callable[[ExecutionRequest], Awaitable[ExecutionResponse]]
+
+
+async def echo(request: ExecutionRequest) -> ExecutionResponse:
+    return ExecutionResponse.completed(request.payload)
+
+
+class SteeredInstance(Instance):
+    def __init__(self, spec: InstanceSpec, runtime: SteeredRuntime) -> None:
+        self.id = spec.id
+        self.runtime = runtime
+        self.failed = trio.Event()
+        self.executions = 0
+        self.health_checks = 0
+
+    async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
+        self.executions += 1
+        return await self.runtime.behaviour(request)
+
+    async def check_health(self) -> None:
+        self.health_checks += 1
+        if self.runtime.health is not None:
+            await self.runtime.health()
+
+    async def wait_failed(self) -> str:
+        await self.failed.wait()
+        return "it was shot"
+
+    def statistics(self) -> InstanceStatistics:
+        return InstanceStatistics(executions=self.executions)
+
+
+class SteeredRuntime(Runtime):
+    def __init__(self) -> None:
+        self.behaviour: Behaviour = echo
+        self.health: Callable[[], Awaitable[None]] | None = None
+        self.open_error: SpearError | None = None
+        self.start_delay = 0.0
+        self.opened: list[SteeredInstance] = []
+        self.closed: list[str] = []
+        self.prepared: list[str] = []
+
+    @property
+    def live(self) -> int:
+        return len(self.opened) - len(self.closed)
+
+    async def fingerprint(self) -> Fingerprint:
+        return Fingerprint(health=Health.HEALTHY)
+
+    async def prepare(self, artifact: Artifact) -> None:
+        await trio.lowlevel.checkpoint()
+        self.prepared.append(artifact.ref)
+
+    @asynccontextmanager
+    async def open_instance(self, spec: InstanceSpec) -> AsyncIterator[Instance]:
+        await trio.sleep(self.start_delay)
+        if self.open_error is not None:
+            raise self.open_error
+        instance = SteeredInstance(spec, self)
+        self.opened.append(instance)
+        try:
+            yield instance
+        finally:
+            self.closed.append(spec.id.instance_id)
+
+
+class OneRuntime:
+    """The executor's source of runtimes."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def runtime(self, name: str) -> Runtime:
+        return self._runtime
+
+
+@pytest.fixture
+def runtime() -> SteeredRuntime:
+    return SteeredRuntime()
+
+
+@pytest.fixture
+def source(runtime: SteeredRuntime) -> OneRuntime:
+    return OneRuntime(runtime)
+
+
+@pytest.fixture
+def log() -> logging.Logger:
+    return logging.getLogger("spear.test")
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts", warn=pytest.fail)
+
+
+@pytest.fixture
+def add_artifact(artifacts: ArtifactStore) -> Callable[..., Artifact]:
+    def add(name: str = "f", *, content: bytes = b"code", reuse: bool = True) -> Artifact:
+        upload = ArtifactUpload(name=name, filename="f.py", content=content)
+        digest, _ = artifacts.stage(upload)
+        candidate, _ = artifacts.candidate(
+            upload, digest, runtime="steered", shape="s", reuse=reuse
+        )
+        artifacts.commit(upload, candidate)
+        return artifacts.resolve(name)[0]
+
+    return add
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> TaskTable:
+    logs = TaskLogDirectory(tmp_path / "logs", max_bytes=1 << 20, warn=pytest.fail)
+    return TaskTable(logs, keep_finished=5, keep_finished_bytes=1000)

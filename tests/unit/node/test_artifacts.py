@@ -1,0 +1,171 @@
+"""The artifact store on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spear_core.api import Artifact, ArtifactUpload, IsolationLevel, Limits
+from spear_core.errors import (
+    ArtifactCorruptError,
+    ArtifactInUseError,
+    ArtifactNotFoundError,
+    InvalidRequestError,
+)
+from spear_core.node._artifacts import ArtifactStore, parse_function
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("f", ("f", None, "")),
+        ("f:main", ("f", None, "main")),
+        ("f@3", ("f", 3, "")),
+        ("f@latest:main", ("f", None, "main")),
+        ("a-b.c@12:x:y", ("a-b.c", 12, "x:y")),
+    ],
+)
+def test_a_function_names_artifact_version_and_entry(text: str, parsed: object) -> None:
+    assert parse_function(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["", ":main", "f@", "f@x", "f:", "@1"])
+def test_a_malformed_function_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"name\[@version\]"):
+        parse_function(text)
+
+
+def test_versions_count_up_and_the_latest_is_meant(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+) -> None:
+    first = add_artifact(content=b"one")
+    second = add_artifact(content=b"two")
+    assert (first.version, second.version) == (1, 2)
+    assert artifacts.resolve("f")[0] == second
+    assert artifacts.resolve("f@1:go") == (first, "go")
+    assert first.path.read_bytes() == b"one"
+    assert first.path.stat().st_mode & 0o777 == 0o400
+    with pytest.raises(ArtifactNotFoundError, match="it has 1, 2"):
+        artifacts.resolve("f@3")
+    with pytest.raises(ArtifactNotFoundError, match=r"there are: f.*spear deploy"):
+        artifacts.resolve("g")
+
+
+def test_the_same_code_with_the_same_settings_is_the_same_version(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+) -> None:
+    add_artifact(content=b"one")
+    for upload, exists in [
+        (ArtifactUpload(name="f", filename="f.py", content=b"one"), True),
+        (ArtifactUpload(name="f", filename="f.py", content=b"one", entry="e"), False),
+        (ArtifactUpload(name="f", filename="f.py", content=b"one", env={"A": "1"}), False),
+        (ArtifactUpload(name="g", filename="f.py", content=b"one"), False),
+    ]:
+        digest, _ = artifacts.stage(upload)
+        candidate, found = artifacts.candidate(
+            upload, digest, runtime="steered", shape="s", reuse=True
+        )
+        assert found is exists, upload
+        assert candidate.version == (2 if not exists and upload.name == "f" else 1)
+
+
+def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
+    upload = ArtifactUpload(
+        name="f",
+        filename="f.sh",
+        content=b"#!/bin/sh",
+        entry="e",
+        env={"A": "1"},
+        args=("-x",),
+        limits=Limits(memory_bytes=5, cpu_seconds=1.5),
+        required_isolation=IsolationLevel.SYSCALLS,
+        timeout_s=3.0,
+        executable=True,
+    )
+    store = ArtifactStore(tmp_path, warn=pytest.fail)
+    digest, path = store.stage(upload)
+    candidate, _ = store.candidate(upload, digest, runtime="r", shape="s", reuse=True)
+    store.commit(upload, candidate)
+    assert path.stat().st_mode & 0o777 == 0o500
+
+    again = ArtifactStore(tmp_path, warn=pytest.fail)
+    assert again.resolve("f")[0] == candidate
+    assert again.all() == store.all()
+
+
+def test_an_unreadable_name_is_left_out_and_named(
+    tmp_path: Path, artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+) -> None:
+    add_artifact("good")
+    add_artifact("bad")
+    (tmp_path / "artifacts/names/bad.json").write_bytes(b'{"next_version": 2, "vers')
+    warnings: list[str] = []
+    store = ArtifactStore(tmp_path / "artifacts", warn=warnings.append)
+    assert [info.name for info in store.all()] == ["good"]
+    assert len(warnings) == 1
+    assert "'bad'" in warnings[0]
+
+
+def test_an_artifact_in_use_is_not_deleted(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+) -> None:
+    first, second = add_artifact(content=b"one"), add_artifact(content=b"two")
+    artifacts.use(first)
+    with pytest.raises(ArtifactInUseError, match="1 unfinished task;"):
+        artifacts.deletable("f", None)
+    assert artifacts.deletable("f", 2) == [second]
+    artifacts.unuse(first)
+    assert artifacts.deletable("f", None) == [first, second]
+
+
+def test_a_deleted_version_takes_its_code_along_but_its_number_is_not_given_again(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+) -> None:
+    first, second = add_artifact(content=b"one"), add_artifact(content=b"two")
+    artifacts.delete(second)
+    assert not second.path.exists()
+    assert first.path.exists()
+    assert add_artifact(content=b"three").version == 3
+    with pytest.raises(ArtifactNotFoundError):
+        artifacts.deletable("f", 2)
+
+
+def test_code_that_two_names_share_stays_until_both_are_gone(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+) -> None:
+    one, other = add_artifact("one"), add_artifact("other")
+    assert one.path == other.path
+    artifacts.delete(one)
+    assert other.path.exists()
+    artifacts.delete(other)
+    assert not other.path.exists()
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+async def test_changed_code_is_noticed(
+    size: int, artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+) -> None:
+    artifact = add_artifact(content=b"x" * size)
+    await artifacts.verify(artifact)
+    artifact.path.chmod(0o600)
+    artifact.path.write_bytes(b"y" * size)
+    with pytest.raises(ArtifactCorruptError, match="f@1 is not what was deployed"):
+        await artifacts.verify(artifact)
+    artifact.path.unlink()
+    with pytest.raises(ArtifactCorruptError, match="cannot be read"):
+        await artifacts.verify(artifact)
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "-a", "../a", "a/b", "x" * 101, "ä"])
+def test_bad_names_are_refused(artifacts: ArtifactStore, bad: str) -> None:
+    with pytest.raises(InvalidRequestError, match="artifact name"):
+        artifacts.stage(ArtifactUpload(name=bad, filename="f", content=b""))
+
+
+@pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "a\0b"])
+def test_bad_file_names_are_refused(artifacts: ArtifactStore, bad: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="file name"):
+        artifacts.stage(ArtifactUpload(name="f", filename=bad, content=b""))

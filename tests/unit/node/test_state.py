@@ -1,0 +1,106 @@
+"""Holding a state directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spear_core.errors import ConfigError, NodeAlreadyRunningError
+from spear_core.node._state import hold_state, open_run_dir, write_atomically
+from spear_core.node.paths import StatePaths, default_state_dir
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from spear_core.node._state import hold_state
+from spear_core.node.paths import StatePaths
+with hold_state(StatePaths(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_directory_is_private_and_the_identity_stays(tmp_path: Path) -> None:
+    paths = StatePaths(tmp_path / "a" / "state")
+    with hold_state(paths) as first:
+        assert paths.root.stat().st_mode & 0o777 == 0o700
+        assert paths.lock.stat().st_mode & 0o777 == 0o600
+    with hold_state(paths) as second:
+        assert first == second
+
+
+def test_a_second_holder_is_refused_with_the_firsts_pid_even_if_it_dies_hard(
+    tmp_path: Path,
+) -> None:
+    paths = StatePaths(tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(NodeAlreadyRunningError, match=f"pid {holder.pid}") as refused,
+            hold_state(paths),
+        ):
+            pass
+        assert refused.value.pid == holder.pid
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    with hold_state(paths):
+        assert int(paths.lock.read_text()) == os.getpid()
+
+
+def test_a_place_that_cannot_be_a_directory_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"Not a directory.*--state-dir"),
+        hold_state(StatePaths(tmp_path / "file" / "state")),
+    ):
+        pass
+
+
+def test_a_replaced_file_is_whole_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "d" / "f"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two", mode=0o400)
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_mode & 0o777 == 0o400
+    with pytest.raises(TypeError):
+        write_atomically(path, "text")  # type: ignore[arg-type]
+    assert [p.name for p in path.parent.iterdir()] == ["f"]
+
+
+def test_the_run_directory_is_emptied_and_has_a_short_path(tmp_path: Path) -> None:
+    short = StatePaths(Path("/tmp") / f"spear-test-{os.getpid()}")
+    short.run.mkdir(parents=True)
+    (short.run / "left-over").write_text("")
+    try:
+        with open_run_dir(short) as run:
+            assert run == short.run
+            assert list(run.iterdir()) == []
+        assert not short.run.exists()
+    finally:
+        short.root.rmdir()
+    with open_run_dir(StatePaths(tmp_path / ("x" * 80))) as run:
+        assert len(os.fsencode(run)) <= 60
+        assert run.stat().st_mode & 0o777 == 0o700
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"SPEAR_STATE_DIR": "/a/b", "XDG_STATE_HOME": "/x"}, "/a/b"),
+        ({"XDG_STATE_HOME": "/x"}, "/x/spear"),
+    ],
+)
+def test_the_default_state_directory(environ: dict[str, str], expected: str) -> None:
+    assert default_state_dir(environ) == Path(expected)

@@ -1,0 +1,162 @@
+"""Task logs: files, followers, limits and bad disks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from spear_core.api import LogChunk
+from spear_core.node._task_log import TaskLogDirectory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> TaskLogDirectory:
+    return TaskLogDirectory(tmp_path / "logs", max_bytes=10_000, warn=pytest.fail)
+
+
+def messages(chunk: LogChunk) -> list[str]:
+    return [entry.message for entry in chunk.entries]
+
+
+async def test_entries_come_back_in_order_and_whole(directory: TaskLogDirectory) -> None:
+    log = directory.open("t-1")
+    log.append("e-1", "one\n", level="info", source="guest")
+    log.append("e-1", 'zwei "ü"\nlines', level="warn", source="stderr")
+    chunk = await log.read(0, wait=True)
+    assert messages(chunk) == ["one", 'zwei "ü"\nlines']
+    assert [(e.seq, e.level, e.source, e.execution_id) for e in chunk.entries] == [
+        (1, "info", "guest", "e-1"),
+        (2, "warn", "stderr", "e-1"),
+    ]
+    assert not chunk.finished
+    log.close()
+    rest = await log.read(chunk.cursor, wait=True)
+    assert rest == LogChunk(entries=(), cursor=chunk.cursor, finished=True)
+
+
+def test_a_task_that_logs_nothing_makes_no_file(
+    directory: TaskLogDirectory, tmp_path: Path
+) -> None:
+    log = directory.open("t-1")
+    log.close()
+    log.remove()
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+async def test_a_follower_waits_for_the_next_entry_and_for_the_end(
+    directory: TaskLogDirectory,
+) -> None:
+    log = directory.open("t-1")
+    seen: list[str] = []
+
+    async def follow() -> None:
+        cursor, finished = 0, False
+        while not finished:
+            chunk = await log.read(cursor, wait=True)
+            seen.extend(messages(chunk))
+            cursor, finished = chunk.cursor, chunk.finished
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            for number in range(3):
+                await trio.testing.wait_all_tasks_blocked()
+                log.append("e", str(number), level="info", source="guest")
+            await trio.testing.wait_all_tasks_blocked()
+            assert seen == ["0", "1", "2"]
+            log.close()
+
+
+async def test_a_long_log_comes_in_pieces(tmp_path: Path) -> None:
+    directory = TaskLogDirectory(tmp_path, max_bytes=1 << 24, warn=pytest.fail)
+    log = directory.open("t-1")
+    for number in range(2500):
+        log.append("e", str(number), level="info", source="guest")
+    log.append("e", "x" * 3_000_000, level="info", source="guest")
+    log.close()
+    cursor, seen, finished, rounds = 0, 0, False, 0
+    while not finished:
+        chunk = await log.read(cursor, wait=False)
+        cursor, seen, finished = chunk.cursor, seen + len(chunk.entries), chunk.finished
+        rounds += 1
+        assert rounds < 10
+    assert seen == 2501
+
+
+async def test_entries_over_the_limit_are_counted_and_the_reader_is_told(
+    directory: TaskLogDirectory,
+) -> None:
+    log = directory.open("t-1")
+    for _ in range(200):
+        log.append("e", "x" * 100, level="info", source="guest")
+    log.close()
+    chunk = await log.read(0, wait=False)
+    assert chunk.finished
+    *kept, last = chunk.entries
+    assert last.source == "node"
+    assert f"{200 - len(kept)} log entries were dropped" in last.message
+    assert "max_task_log_bytes" in last.message
+
+
+FULL = """
+import sys, resource, signal
+from pathlib import Path
+import trio
+from spear_core.node._task_log import TaskLogDirectory
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+log = TaskLogDirectory(Path(sys.argv[1]), max_bytes=1 << 20, warn=print).open("t-1")
+for _ in range(50):
+    log.append("e", "x" * 100, level="info", source="guest")
+log.close()
+chunk = trio.run(lambda: log.read(0, wait=False))
+print(len(chunk.entries), chunk.entries[-1].message)
+"""
+
+
+def test_a_file_that_cannot_grow_keeps_whole_lines(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel write a part of a line and then fail, as a full disk does."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    count, _, message = done.stdout.partition(" ")
+    content = (tmp_path / "t-1.log").read_bytes()
+    assert content.endswith(b"\n")
+    assert content.count(b"\n") == int(count) - 1 > 0
+    assert "log entries were dropped" in message
+
+
+async def test_a_missing_directory_costs_entries_only(tmp_path: Path) -> None:
+    directory = TaskLogDirectory(tmp_path / "logs", max_bytes=1000, warn=pytest.fail)
+    os.rmdir(tmp_path / "logs")
+    log = directory.open("t-1")
+    log.append("e", "lost", level="info", source="guest")
+    log.close()
+    (entry,) = (await log.read(0, wait=False)).entries
+    assert "1 log entries were dropped" in entry.message
+
+
+def test_logs_of_an_earlier_run_are_readable_and_pruned(
+    directory: TaskLogDirectory, tmp_path: Path
+) -> None:
+    for number in range(4):
+        log = directory.open(f"t-{number}")
+        log.append("e", f"from {number}", level="info", source="guest")
+        log.close()
+        os.utime(tmp_path / f"logs/t-{number}.log", (number, number))
+    with open(tmp_path / "logs/t-3.log", "ab") as file:
+        file.write(b'{"seq": 2, "ts": 1.')
+    again = TaskLogDirectory(tmp_path / "logs", max_bytes=1000, warn=pytest.fail)
+    again.prune(2)
+    assert again.read_old("t-1", 0) is None
+    old = again.read_old("t-3", 0)
+    assert old is not None
+    assert messages(old) == ["from 3"]
+    assert again.read_old("../logs/t-3", 0) is None
