@@ -216,7 +216,7 @@ class LocalNode(NodeApi):
         return self._executor.instances()
 
     async def list_plugins(self) -> Sequence[PluginInfo]:
-        health = {info.name: info.health for info in await self._runtimes(only_open=False)}
+        health = {info.name: info.health for info in await self.runtimes(only_open=False)}
         found = []
         for plugin in self._plugins.plugins:
             mine = [health[p[8:]] for p in plugin.provides if p.startswith("runtime:")]
@@ -233,7 +233,7 @@ class LocalNode(NodeApi):
             )
         return found
 
-    async def _runtimes(self, *, only_open: bool) -> list[RuntimeInfo]:
+    async def runtimes(self, *, only_open: bool) -> list[RuntimeInfo]:
         """Runtimes and their health; ``only_open`` asks none that nobody has needed yet."""
         found = []
         for name in self._services.runtime_specs():
@@ -265,7 +265,7 @@ class LocalNode(NodeApi):
             successful_executions=metrics.successful,
             failed_executions=metrics.failed,
             average_execution_time_ms=metrics.average_s * 1000,
-            runtimes=tuple(await self._runtimes(only_open=True)),
+            runtimes=tuple(await self.runtimes(only_open=True)),
         )
 
 

@@ -6,14 +6,14 @@ import logging
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import attrs
 import trio
 
-from spear_core.api import FrontDoorContext, NodeApi
+from spear_core.api import FrontDoorContext, NodeApi, RuntimeInfo
 from spear_core.config import NodeSettings
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import open_background
@@ -43,6 +43,10 @@ class Node:
     _executor: Executor
     _grace_s: float
     _hurry: trio.Event = attrs.field(factory=trio.Event)
+
+    async def probe(self) -> Sequence[RuntimeInfo]:
+        """Open every runtime and ask it about this machine; what fails is an answer too."""
+        return await self._local.runtimes(only_open=False)
 
     def hurry(self) -> None:
         """Do not wait for running tasks when stopping."""
