@@ -11,6 +11,9 @@ from typing import Any
 
 import attrs
 import pytest
+from spear_runtime_wasm._config import WasmConfig
+from spear_runtime_wasm._runtime import WasmRuntime, open_wasm_runtime
+
 from spear_core.api import (
     Artifact,
     ChannelFactory,
@@ -25,8 +28,6 @@ from spear_core.api import (
     RuntimeInstanceId,
     SpearletConfig,
 )
-from spear_runtime_wasm._config import WasmConfig
-from spear_runtime_wasm._runtime import WasmRuntime, open_wasm_runtime
 
 
 class RecordedLog(Hostcalls):

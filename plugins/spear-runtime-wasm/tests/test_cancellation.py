@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 import trio
-from spear_core.api import ExecutionStatus
 from spear_runtime_wasm._fiber import PATIENCE
 from spear_runtime_wasm._ticker import PERIOD
+
+from spear_core.api import ExecutionStatus
 
 LOOP = '(module (func (export "_start") (loop (br 0))))'
 SLEEP = """(module (import "spear" "sleep_ms" (func $sleep (param i32)))
@@ -83,9 +84,8 @@ async def test_the_log_of_a_computing_guest_arrives_meanwhile(guests: Any, log: 
     await guests.runtime.prepare(guests.make_artifact(CHATTY_LOOP))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(guests.run, CHATTY_LOOP)
-        with trio.fail_after(5):
-            while len(log.entries) < 5:
-                await trio.sleep(0.01)
+        await trio.sleep(0.3)
+        assert len(log.entries) >= 5
         nursery.cancel_scope.cancel()
     assert log.entries[0] == ("e1", "still here", "info", "guest")
 

@@ -38,7 +38,10 @@ def test_the_sizes_of_structures() -> None:
 
 def test_the_numbers_of_traps() -> None:
     prefix = "WASMTIME_TRAP_CODE_"
-    names = {code.value: code.name.removeprefix(prefix).lower() for code in theirs.wasmtime_trap_code_enum}
+    names = {
+        code.value: code.name.removeprefix(prefix).lower()
+        for code in theirs.wasmtime_trap_code_enum
+    }
     for number, name in _trap.TRAPS.items():
         assert names[number].removesuffix("_code_reached") == name
 

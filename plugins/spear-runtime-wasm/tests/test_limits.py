@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import trio
+from spear_runtime_wasm._config import WasmConfig
+from spear_runtime_wasm._runtime import open_wasm_runtime
+
 from spear_core.api import ExecutionStatus, IsolationLevel, Limits
 from spear_core.errors import (
     InstanceError,
     IsolationUnavailableError,
     UnsupportedArtifactError,
 )
-from spear_runtime_wasm._config import WasmConfig
-from spear_runtime_wasm._runtime import open_wasm_runtime
 
 MIB = 1 << 20
 GROW = """(module (memory (export "memory") 1)
@@ -28,9 +29,7 @@ SLEEPER = """(module (import "spear" "sleep_ms" (func $sleep (param i32)))
 async def test_growing_beyond_the_limit_is_refused_and_a_trap_after_it_is_out_of_memory(
     guests: Any,
 ) -> None:
-    response = await guests.run(
-        GROW.format(end="unreachable"), limits=Limits(memory_bytes=4 * MIB)
-    )
+    response = await guests.run(GROW.format(end="unreachable"), limits=Limits(memory_bytes=4 * MIB))
     assert response.error.code == "resource_exhausted"
     assert response.error.kind == "out_of_memory"
     assert f"its limit of {4 * MIB}" in response.error.message

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from spear_core.errors import InstanceStartError, UnsupportedArtifactError
 from spear_runtime_wasm._config import WasmConfig
 from spear_runtime_wasm._runtime import open_wasm_runtime
+
+from spear_core.errors import InstanceStartError, UnsupportedArtifactError
 
 START = '(func (export "_start"))'
 HEADER = b"\0asm\x01\0\0\0"
@@ -57,7 +58,10 @@ async def test_malformed_modules(
         ('"spear" "log" (global i32)', "it imports spear.log as global, but it is"),
         ('"env" "x" (func)', "it imports `env.x`; only `spear` and `wasi_snapshot_preview1` are"),
         ('"wasi_snapshot_preview1" "fd_fly" (func)', "wasi_snapshot_preview1::fd_fly"),
-        ('"wasi_snapshot_preview1" "fd_read" (func)', "`wasi_snapshot_preview1::fd_read`: types incompatible: expected"),
+        (
+            '"wasi_snapshot_preview1" "fd_read" (func)',
+            "`wasi_snapshot_preview1::fd_read`: types incompatible: expected",
+        ),
     ],
 )
 async def test_imports_that_cannot_be_met(

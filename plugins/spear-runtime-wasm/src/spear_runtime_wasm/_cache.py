@@ -51,8 +51,8 @@ class ImageCache:
             return None
         start = len(MAGIC) + MAC_SIZE
         image = data[start:]
-        mac = data[len(MAGIC) : start]
-        if not data.startswith(MAGIC) or not hmac.compare_digest(mac, self._mac(key, digest, image)):
+        mac = self._mac(key, digest, image)
+        if not hmac.compare_digest(data[:start], MAGIC + mac):
             self._log.warning("%s is not what was written there; compiling it again", path)
             return None
         with contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ class ImageCache:
         return image
 
     def store(self, digest: str, image: bytes) -> None:
-        """Keep it, whole or not at all, and drop the ones unused longest when there are too many."""
+        """Keep it, whole or not at all; when there are too many, the ones unused longest go."""
         path = self._path(digest)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)

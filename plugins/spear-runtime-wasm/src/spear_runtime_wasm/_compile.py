@@ -19,13 +19,14 @@ from ._ffi import library_path
 
 MAX_MESSAGE = 2000
 
+
 async def compile_file(path: Path, name: str, config: WasmConfig) -> bytes:
     """The native image of the module in `path`; `name` is for messages.
 
     **Raises** UnsupportedArtifactError when the module is malformed, too large or too dear to
     compile, RuntimeFault when the compiler could not run. **Cancellation**: kills the compiler.
     """
-    size = path.stat().st_size
+    size = (await trio.Path(path).stat()).st_size
     if size > config.max_module_bytes:
         raise UnsupportedArtifactError(
             f"{name}: {size} bytes, and max_module_bytes is {config.max_module_bytes}"

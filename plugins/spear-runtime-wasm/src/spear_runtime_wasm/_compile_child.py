@@ -21,7 +21,7 @@ WALL_FACTOR = 4
 
 
 def main(library: str, source: str, cpu_seconds: str, memory_bytes: str) -> int:
-    """Compile the file `source`; the arguments are strings because they come from a command line."""
+    """Compile the file `source`. All arguments are strings: they come from a command line."""
     for what, value in ((resource.RLIMIT_CPU, cpu_seconds), (resource.RLIMIT_AS, memory_bytes)):
         _, hard = resource.getrlimit(what)
         limit = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)

@@ -8,7 +8,7 @@ from collections import deque
 
 from spear_core.api import Artifact, ExecutionRequest
 
-from ._ffi import Stop
+from ._ffi import GuestStopError
 from ._slice import Meter
 
 MAX_LOG_ENTRIES = 2048
@@ -17,7 +17,7 @@ MAX_LINE = 16384
 STDERR_TAIL = 20
 
 
-class ExitError(Stop):
+class ExitError(GuestStopError):
     """The guest called `proc_exit`."""
 
     def __init__(self, code: int) -> None:
@@ -25,7 +25,7 @@ class ExitError(Stop):
         self.code = code
 
 
-class OutputLimitError(Stop):
+class OutputLimitError(GuestStopError):
     """The guest wrote more than its output may have."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from spear_core.api import ErrorInfo
 
 from ._execution import Execution, ExitError, OutputLimitError
-from ._ffi import Guest, GuestTrap
+from ._ffi import Guest, GuestTrapError
 from ._hostcalls import ERRNO_NAMES
 from ._slice import CpuLimitError
 
@@ -51,16 +51,15 @@ def errno_info(entry: str, result: int) -> ErrorInfo:
     name = ERRNO_NAMES.get(-result)
     shown = f"{result} ({name})" if name else str(result)
     details = {"errno": str(-result)}
-    return ErrorInfo(
-        code="unknown", kind="errno", message=f"`{entry}` returned {shown}", details=details
-    )
+    message = f"`{entry}` returned {shown}"
+    return ErrorInfo(code="unknown", kind="errno", message=message, details=details)
 
 
 def bad_result_info(entry: str, what: str) -> ErrorInfo:
     return ErrorInfo(code="unknown", kind="bad_result", message=f"`{entry}` returned {what}")
 
 
-def trap_info(trap: GuestTrap, guest: Guest, memory_limit: int) -> ErrorInfo:
+def trap_info(trap: GuestTrapError, guest: Guest, memory_limit: int) -> ErrorInfo:
     """A trap, or wasmtime's refusal to make the instance."""
     memory = guest.memory_size
     if trap.code is None:
@@ -81,28 +80,28 @@ def trap_info(trap: GuestTrap, guest: Guest, memory_limit: int) -> ErrorInfo:
     )
 
 
-def _refused_info(trap: GuestTrap, memory_limit: int) -> ErrorInfo:
+def _refused_info(trap: GuestTrapError, memory_limit: int) -> ErrorInfo:
     message = one_line(trap.message)
     if "exceeds memory limits" in message:
         return ErrorInfo(
             code="resource_exhausted",
             kind="out_of_memory",
-            message=f"it needs more memory to start than its limit of {memory_limit} bytes: {message}",
+            message=f"its limit of {memory_limit} bytes is less than it starts with: {message}",
         )
     if "limit" in message:
         return ErrorInfo(code="resource_exhausted", kind="limit", message=message)
     return ErrorInfo(code="unknown", kind="link", message=message)
 
 
-def _where(trap: GuestTrap, details: dict[str, str]) -> str:
+def _where(trap: GuestTrapError, details: dict[str, str]) -> str:
     if not trap.frames:
         return ""
     first = trap.frames[0]
-    name = first.function or f"function {first.index}"
+    name = first.function or f"function {first.number}"
     details["function"] = name
     details["offset"] = f"{first.offset:#x}"
     details["backtrace"] = " < ".join(
-        frame.function or f"function {frame.index}" for frame in trap.frames[:MAX_FRAMES]
+        frame.function or f"function {frame.number}" for frame in trap.frames[:MAX_FRAMES]
     )
     return f" in {name}, at offset {first.offset:#x} of the module"
 

@@ -55,7 +55,8 @@ class FiberDriver:
                     break
                 await trio.lowlevel.checkpoint_if_cancelled()
                 if await self._hogs.run(guest, meter):
-                    return guest.finish()
+                    guest.finish()
+                    return
             else:
                 meter.check()
                 slices = 0

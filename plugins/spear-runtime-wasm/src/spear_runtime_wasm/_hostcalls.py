@@ -14,7 +14,7 @@ from typing import NamedTuple
 import trio
 
 from ._execution import MAX_LINE, Execution, random_i64
-from ._ffi import Guest, Linker, MemoryFault
+from ._ffi import Guest, GuestMemoryError, Linker
 
 MODULE = "spear"
 LEVELS = ("trace", "debug", "info", "warn", "error")
@@ -48,7 +48,7 @@ def put(guest: Guest, out_ptr: int, out_len_ptr: int, data: bytes) -> int:
             return ENOSPC
         guest.write(out_ptr, data)
         guest.write_u32(out_len_ptr, needed)
-    except MemoryFault:
+    except GuestMemoryError:
         return EFAULT
     return needed
 
@@ -58,7 +58,7 @@ def log(guest: Guest, level: int, ptr: int, length: int) -> int:
         return EINVAL
     try:
         text = guest.read(ptr, length).decode("utf-8", "replace")
-    except MemoryFault:
+    except GuestMemoryError:
         return EFAULT
     execution: Execution = guest.host
     execution.add_log(text, LEVELS[level] if 0 <= level < len(LEVELS) else "info")
@@ -104,7 +104,7 @@ def output_write(guest: Guest, ptr: int, length: int) -> int:
         return E2BIG
     try:
         execution.output += guest.read(ptr, length)
-    except MemoryFault:
+    except GuestMemoryError:
         return EFAULT
     return 0
 
@@ -114,7 +114,7 @@ def output_content_type(guest: Guest, ptr: int, length: int) -> int:
         return EINVAL
     try:
         text = guest.read(ptr, length).decode("utf-8", "replace")
-    except MemoryFault:
+    except GuestMemoryError:
         return EFAULT
     if not text.isprintable():
         return EINVAL
@@ -127,7 +127,7 @@ def context_get(guest: Guest, name_ptr: int, name_len: int, out_ptr: int, out_le
         return ENOENT
     try:
         name = guest.read(name_ptr, name_len).decode("utf-8", "replace")
-    except MemoryFault:
+    except GuestMemoryError:
         return EFAULT
     value = guest.host.context(name)
     return ENOENT if value is None else put(guest, out_ptr, out_len_ptr, value.encode())

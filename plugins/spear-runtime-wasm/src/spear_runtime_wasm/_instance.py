@@ -23,7 +23,7 @@ from spear_core.errors import InstanceError, InstanceStartError, SpearError
 
 from . import _failures
 from ._execution import Execution, ExitError, OutputLimitError
-from ._ffi import Guest, GuestLimits, GuestTrap, MemoryFault
+from ._ffi import Guest, GuestLimits, GuestMemoryError, GuestTrapError
 from ._module import Entry, EntryError, LoadedModule
 from ._slice import CpuLimitError, Meter
 from ._store import Machine, ModuleStore
@@ -69,7 +69,9 @@ class WasmInstance(Instance):
         try:
             entry = module.entry(request.entry or artifact.entry)
         except EntryError as exc:
-            error = ErrorInfo(code="invalid_argument", kind="entry", message=f"{artifact.ref}: {exc}")
+            error = ErrorInfo(
+                code="invalid_argument", kind="entry", message=f"{artifact.ref}: {exc}"
+            )
             return ExecutionResponse.failed(error)
         execution = Execution(
             request, artifact, max_output=self._max_output,
@@ -120,7 +122,7 @@ class WasmInstance(Instance):
                 error = exc.info
             except (OutputLimitError, CpuLimitError) as exc:
                 error = _failures.limit_info(exc)
-            except GuestTrap as exc:
+            except GuestTrapError as exc:
                 _raise_if_full(exc)
                 error = _failures.trap_info(exc, guest, self._limits.memory_bytes)
             except trio.Cancelled:
@@ -167,9 +169,9 @@ class WasmInstance(Instance):
             pointer = guest.result_i32
             try:
                 if not pointer:
-                    raise MemoryFault
+                    raise GuestMemoryError
                 guest.write(pointer, payload)
-            except MemoryFault:
+            except GuestMemoryError:
                 what = f"{pointer}, which is no room for {len(payload)} bytes of input"
                 raise _ResultError(_failures.bad_result_info("spear_alloc", what)) from None
         guest.begin_call(0, (pointer, len(payload)), results=1)
@@ -182,7 +184,7 @@ class WasmInstance(Instance):
             raise OutputLimitError(f"its output has more than {execution.max_output} bytes")
         try:
             output = guest.read(where, length)
-        except MemoryFault:
+        except GuestMemoryError:
             what = f"{length} bytes at {where}, outside its memory of {guest.memory_size} bytes"
             raise _ResultError(_failures.bad_result_info(entry.name, what)) from None
         if entry.free >= 0 and self._artifact.reuse:
@@ -258,7 +260,7 @@ def guest_limits(artifact: Artifact, default_memory: int, table_elements: int) -
     return GuestLimits(artifact.limits.memory_bytes or default_memory, table_elements)
 
 
-def _raise_if_full(trap: GuestTrap) -> None:
+def _raise_if_full(trap: GuestTrapError) -> None:
     if trap.code is None and _failures.POOL_FULL in trap.message:
         raise InstanceError(
             f"no room for another instance: {_failures.one_line(trap.message)}"

@@ -95,7 +95,7 @@ class LoadedModule:
         params, results = found
         is_function = found == HANDLER
         if is_function and self._function("spear_alloc") != ALLOC:
-            raise EntryError(f"{name!r} takes its input in memory, so `spear_alloc` must be exported")
+            raise EntryError(f"{name!r} takes its input in memory: `spear_alloc` must be exported")
         if (params and not is_function) or len(results) > MAX_RESULTS:
             shape = f"({', '.join(params)}) -> ({', '.join(results)})"
             raise EntryError(f"{name!r} is {shape}; an entry is () -> () or (i32, i32) -> i64")
@@ -176,7 +176,8 @@ def _check_import(name: str, wanted: Import) -> None:
         close = difflib.get_close_matches(what, _hostcalls.HOSTCALLS, n=1, cutoff=0.8)
         hint = f"; did you mean `{close[0]}`?" if close else ""
         raise UnsupportedArtifactError(
-            f"{name}: it needs host function spear.{what}, which this version does not provide{hint}"
+            f"{name}: it needs host function spear.{what},"
+            f" which this version does not provide{hint}"
         )
     if kind != "func" or signature != (call.params, call.results):
         given = _shape(signature) if signature else kind

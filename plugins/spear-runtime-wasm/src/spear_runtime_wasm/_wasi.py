@@ -14,7 +14,7 @@ from functools import partial
 import trio
 
 from ._execution import Execution, ExitError, OutputLimitError
-from ._ffi import Guest, Linker, MemoryFault
+from ._ffi import Guest, GuestMemoryError, Linker
 from ._hostcalls import I32, I64, NOTHING, HostCall, define_all
 
 MODULE = "wasi_snapshot_preview1"
@@ -46,7 +46,7 @@ def fd_write(guest: Guest, fd: int, vectors: int, count: int, written: int) -> i
             room -= len(parts[-1])
         data = b"".join(parts)
         guest.write_u32(written & _U32, len(data))
-    except MemoryFault:
+    except GuestMemoryError:
         return FAULT
     except ValueError:
         return INVAL
@@ -74,7 +74,7 @@ def fd_read(guest: Guest, fd: int, vectors: int, count: int, read: int) -> int:
             guest.write(ptr, part)
             position += len(part)
         guest.write_u32(read & _U32, position - start)
-    except MemoryFault:
+    except GuestMemoryError:
         return FAULT
     except ValueError:
         return INVAL
@@ -91,7 +91,7 @@ def clock_time_get(guest: Guest, clock: int, precision: int, out: int) -> int:
         return INVAL
     try:
         guest.write(out & _U32, _clock(guest.host, clock).to_bytes(8, "little"))
-    except MemoryFault:
+    except GuestMemoryError:
         return FAULT
     return SUCCESS
 
@@ -103,7 +103,7 @@ def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, store
     execution: Execution = guest.host
     try:
         raw = guest.read(subscriptions & _U32, count * _SUBSCRIPTION.size)
-    except MemoryFault:
+    except GuestMemoryError:
         return FAULT
     clocks, ready = [], []
     for userdata, tag, what, timeout, _, flags in _SUBSCRIPTION.iter_unpack(raw):
@@ -123,7 +123,8 @@ def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, store
         if first > 0:
             data = b"".join(event for _, event in clocks)
             return partial(_sleep_then_store, guest, first, (events & _U32, stored & _U32), data)
-    return _store(guest, (events & _U32, stored & _U32), b"".join([*ready, *(e for _, e in clocks)]))
+    ready += [event for _, event in clocks]
+    return _store(guest, (events & _U32, stored & _U32), b"".join(ready))
 
 
 async def _sleep_then_store(
@@ -138,7 +139,7 @@ def _store(guest: Guest, where: tuple[int, int], data: bytes) -> int:
     try:
         guest.write(events, data)
         guest.write_u32(stored, len(data) // _EVENT.size)
-    except MemoryFault:
+    except GuestMemoryError:
         return FAULT
     return SUCCESS
 

@@ -12,10 +12,10 @@ from ._engine import (
     compile_module,
     config_digest,
 )
-from ._guest import MAX_RESULTS, Guest, GuestLimits, MemoryFault
+from ._guest import MAX_RESULTS, Guest, GuestLimits, GuestMemoryError
 from ._library import Library, library_path, load_library
-from ._linker import Linker, Stop
-from ._trap import GuestTrap, WasmFrame
+from ._linker import GuestStopError, Linker
+from ._trap import GuestTrapError, WasmFrame
 
 __all__ = [
     "MAX_RESULTS",
@@ -25,12 +25,12 @@ __all__ = [
     "Export",
     "Guest",
     "GuestLimits",
-    "GuestTrap",
+    "GuestMemoryError",
+    "GuestStopError",
+    "GuestTrapError",
     "Import",
     "Library",
     "Linker",
-    "MemoryFault",
-    "Stop",
     "WasmFrame",
     "compile_module",
     "config_digest",

@@ -181,6 +181,3 @@ def _assemble(lib: Library, text: bytes) -> bytes:
         raise EngineError(lib.take_error(error))
     assert out.data is not None
     return ctypes.string_at(out.data, out.size)
-
-
-

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ._engine import Engine
 from ._library import EXTERN_SIZE, INSTANCE_SIZE, POINTER_SIZE, VAL_SIZE
 from ._linker import running
-from ._trap import GuestTrap, take_failure, take_trap
+from ._trap import take_failure, take_trap
 
 MAX_ARGUMENTS = 2
 MAX_RESULTS = 4
@@ -50,7 +50,7 @@ _free_frames: list[_Frame] = []
 _MAX_FREE_FRAMES = 256
 
 
-class MemoryFault(Exception):
+class GuestMemoryError(Exception):
     """A range outside the guest's memory, or a guest without one."""
 
 
@@ -144,7 +144,7 @@ class Guest:
     def finish(self) -> None:
         """Collect the end of the future that `poll` said has ended.
 
-        Raises what a host function raised, else GuestTrap when the guest did not return.
+        Raises what a host function raised, else GuestTrapError when the guest did not return.
         """
         self._lib.call_future_delete(self._future)
         self._future = None
@@ -173,13 +173,13 @@ class Guest:
         return self._size
 
     def read(self, pointer: int, length: int) -> bytes:
-        """Raises MemoryFault for a range that is not inside the memory."""
+        """Raises GuestMemoryError for a range that is not inside the memory."""
         if pointer < 0 or length < 0 or pointer + length > self._size:
             self._check(pointer, length)
         return _string_at(self._base + pointer, length)
 
     def write(self, pointer: int, data: bytes) -> None:
-        """Raises MemoryFault for a range that is not inside the memory."""
+        """Raises GuestMemoryError for a range that is not inside the memory."""
         length = len(data)
         if pointer < 0 or pointer + length > self._size:
             self._check(pointer, length)
@@ -215,7 +215,7 @@ class Guest:
     def _check(self, pointer: int, length: int) -> None:
         self._refresh()
         if pointer < 0 or length < 0 or pointer + length > self._size:
-            raise MemoryFault(f"{length} bytes at {pointer} of {self._size}")
+            raise GuestMemoryError(f"{length} bytes at {pointer} of {self._size}")
 
     def _refresh(self) -> None:
         """Read where the memory is and how large: it may have grown, it never moves or shrinks."""
@@ -224,9 +224,9 @@ class Guest:
         if self._memory_index < 0:  # called from a start function, before `find_exports`
             item = base + _SPARE
             if not lib.caller_export_get(self.caller, b"memory", 6, item):
-                raise MemoryFault("the module exports no memory")
+                raise GuestMemoryError("the module exports no memory")
         if ctypes.c_uint8.from_address(item).value != _EXTERN_MEMORY:
-            raise MemoryFault("the export `memory` is not a memory")
+            raise GuestMemoryError("the export `memory` is not a memory")
         self._base = lib.memory_data(self._context, item + 8)
         self._size = lib.memory_data_size(self._context, item + 8)
 

@@ -13,7 +13,7 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Callable
-from ctypes import c_bool, c_int, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from ctypes import c_bool, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ POINTER_SIZE = 8
 HOST_CALLBACK = ctypes.CFUNCTYPE(PTR, PTR, PTR, PTR, c_size_t)
 """wasmtime_func_unchecked_callback_t: (env, caller, args and results, slots) -> trap or NULL."""
 ASYNC_CALLBACK = ctypes.CFUNCTYPE(None, PTR, PTR, PTR, c_size_t, PTR, c_size_t, PTR, PTR)
-"""wasmtime_func_async_callback_t: (env, caller, args, n, results, n, trap out, continuation out)."""
+"""wasmtime_func_async_callback_t: (env, caller, args, n, results, n, &trap, &continuation)."""
 CONTINUATION = ctypes.CFUNCTYPE(c_bool, PTR)
+
+_DEFINE = (PTR, PTR, PTR, c_size_t, PTR, c_size_t, PTR)
 
 # Short functions keep the interpreter lock: giving it up costs more than they take.
 _HELD: dict[str, tuple[Any, ...]] = {
@@ -82,12 +84,8 @@ _HELD: dict[str, tuple[Any, ...]] = {
     "wasmtime_instance_pre_delete": (None, PTR),
     "wasmtime_instance_pre_instantiate_async": (PTR, PTR, PTR, PTR, PTR, PTR),
     "wasmtime_linker_allow_shadowing": (None, PTR, c_bool),
-    "wasmtime_linker_define_async_func": (
-        PTR, PTR, PTR, c_size_t, PTR, c_size_t, PTR, ASYNC_CALLBACK, PTR, PTR,
-    ),
-    "wasmtime_linker_define_func_unchecked": (
-        PTR, PTR, PTR, c_size_t, PTR, c_size_t, PTR, HOST_CALLBACK, PTR, PTR,
-    ),
+    "wasmtime_linker_define_async_func": (*_DEFINE, ASYNC_CALLBACK, PTR, PTR),
+    "wasmtime_linker_define_func_unchecked": (*_DEFINE, HOST_CALLBACK, PTR, PTR),
     "wasmtime_linker_define_wasi": (PTR, PTR),
     "wasmtime_linker_delete": (None, PTR),
     "wasmtime_linker_instantiate_pre": (PTR, PTR, PTR, PTR),

@@ -28,7 +28,7 @@ HostFunction = Callable[..., int]
 """(guest, *arguments) -> result. A function without a result returns 0."""
 
 
-class Stop(Exception):
+class GuestStopError(Exception):
     """Raised by a host function to end the guest here and now; the guest cannot catch it."""
 
 

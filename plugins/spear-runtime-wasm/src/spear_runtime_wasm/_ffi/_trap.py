@@ -33,12 +33,12 @@ class WasmFrame(NamedTuple):
     """One function of the guest's stack: its name where the module has names, and where in it."""
 
     function: str | None
-    index: int
+    number: int
     offset: int
     """Byte offset into the module file."""
 
 
-class GuestTrap(Exception):
+class GuestTrapError(Exception):
     """The guest stopped: a trap, an exit, or an error of wasmtime's."""
 
     def __init__(
@@ -56,7 +56,7 @@ class GuestTrap(Exception):
         self.exit_code = exit_code
 
 
-def take_trap(lib: Library, trap: int) -> GuestTrap:
+def take_trap(lib: Library, trap: int) -> GuestTrapError:
     number = ctypes.c_uint8()
     known = lib.trap_code(trap, ctypes.addressof(number))
     vector, frames = ByteVec(), ByteVec()
@@ -66,17 +66,17 @@ def take_trap(lib: Library, trap: int) -> GuestTrap:
     found = _take_frames(lib, frames)
     lib.wasm_trap_delete(trap)
     code = TRAPS.get(number.value, f"trap_{number.value}") if known else None
-    return GuestTrap(message, code=code, frames=found)
+    return GuestTrapError(message, code=code, frames=found)
 
 
-def take_failure(lib: Library, error: int) -> GuestTrap:
+def take_failure(lib: Library, error: int) -> GuestTrapError:
     status = ctypes.c_int()
     exited = lib.error_exit_status(error, ctypes.addressof(status))
     frames = ByteVec()
     lib.error_wasm_trace(error, ctypes.addressof(frames))
     found = _take_frames(lib, frames)
     message = lib.take_error(error)
-    return GuestTrap(message, frames=found, exit_code=status.value if exited else None)
+    return GuestTrapError(message, frames=found, exit_code=status.value if exited else None)
 
 
 def _take_frames(lib: Library, vector: ByteVec) -> tuple[WasmFrame, ...]:
@@ -87,7 +87,7 @@ def _take_frames(lib: Library, vector: ByteVec) -> tuple[WasmFrame, ...]:
         text = None
         if name:
             raw = ByteVec.from_address(name)
-            text = ctypes.string_at(raw.data, raw.size).decode("utf-8", "replace")
+            text = ctypes.string_at(raw.data or 0, raw.size).decode("utf-8", "replace")
         number, offset = lib.wasm_frame_func_index(frame), lib.wasm_frame_module_offset(frame)
         found.append(WasmFrame(text, number, offset))
     lib.wasm_frame_vec_delete(ctypes.addressof(vector))
