@@ -1,0 +1,189 @@
+"""What a running function can ask about itself and of its node."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextvars import ContextVar
+
+from spear_sdk._errors import TaskCancelledError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Protocol
+
+    class Host(Protocol):
+        """Where a context's logs and hostcalls go: the worker, or a fake in a test."""
+
+        def log(self, context: Context, level: str, message: str) -> None:
+            """Deliver one log entry."""
+
+        def hostcall(self, context: Context, name: str, payload: bytes) -> bytes:
+            """Make a hostcall and wait for its answer."""
+
+        async def ahostcall(self, context: Context, name: str, payload: bytes) -> bytes:
+            """The same for async code."""
+
+
+__all__ = ["Context", "Log", "current_context"]
+
+current: ContextVar[Context] = ContextVar("spear_context")
+
+
+class Log:
+    """Writes to the task's log. ``args`` are put into the message with ``%``, as in logging."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def _write(self, level: str, message: object, args: tuple[object, ...]) -> None:
+        text = str(message)
+        self._context._host.log(self._context, level, text % args if args else text)
+
+    def trace(self, message: object, *args: object) -> None:
+        """The finest detail."""
+        self._write("trace", message, args)
+
+    def debug(self, message: object, *args: object) -> None:
+        """For whoever looks for a bug."""
+        self._write("debug", message, args)
+
+    def info(self, message: object, *args: object) -> None:
+        """What happens, in the normal course."""
+        self._write("info", message, args)
+
+    def warn(self, message: object, *args: object) -> None:
+        """Unexpected, but the function goes on."""
+        self._write("warn", message, args)
+
+    def error(self, message: object, *args: object) -> None:
+        """Something failed."""
+        self._write("error", message, args)
+
+
+class Context:
+    """One execution, as its function sees it. The SDK makes it."""
+
+    __slots__ = (
+        "_cancelled",
+        "_host",
+        "artifact",
+        "attempt",
+        "deadline",
+        "execution_id",
+        "instance_id",
+        "task_id",
+        "trace",
+    )
+
+    task_id: str
+    """The task: the same for all attempts."""
+    execution_id: str
+    """This attempt."""
+    attempt: int
+    """1 for the first."""
+    instance_id: str
+    """The worker this runs in."""
+    artifact: str
+    """``name@version``."""
+    deadline: float | None
+    """When the node stops the task, on the clock of ``time.monotonic()``; None: never."""
+    trace: str
+    """The W3C ``traceparent`` of the call, or empty."""
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        task_id: str = "",
+        execution_id: str = "",
+        attempt: int = 1,
+        instance_id: str = "",
+        artifact: str = "",
+        deadline: float | None = None,
+        trace: str = "",
+    ) -> None:
+        self._host = host
+        self._cancelled = False
+        self.task_id = task_id
+        self.execution_id = execution_id
+        self.attempt = attempt
+        self.instance_id = instance_id
+        self.artifact = artifact
+        self.deadline = deadline
+        self.trace = trace
+
+    def __repr__(self) -> str:
+        return f"<Context of task {self.task_id!r}, attempt {self.attempt}>"
+
+    @property
+    def log(self) -> Log:
+        """The task's log: ``ctx.log.info("read %d rows", n)``."""
+        return Log(self)
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment that was given to the artifact."""
+        return os.environ
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, at least 0; None without a deadline."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled. The node soon kills a function that goes on."""
+        return self._cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """Raises: TaskCancelledError when the task was cancelled."""
+        if self._cancelled:
+            raise TaskCancelledError("the task was cancelled")
+
+    def hostcall(self, name: str, payload: bytes | bytearray | memoryview | str = b"") -> bytes:
+        """Ask the node for a service and wait for the answer; for sync functions.
+
+        :param name: such as ``objects.get``. :param payload: in the form the hostcall defines.
+
+        Raises: HostcallError when the node refuses or fails, TaskCancelledError when the task is
+        cancelled meanwhile.
+        """
+        self.raise_if_cancelled()
+        return self._host.hostcall(self, name, _as_bytes(payload))
+
+    async def ahostcall(
+        self, name: str, payload: bytes | bytearray | memoryview | str = b""
+    ) -> bytes:
+        """:meth:`hostcall` for async functions, on asyncio and on trio.
+
+        Cancelling it cancels the call in the node.
+        """
+        self.raise_if_cancelled()
+        return await self._host.ahostcall(self, name, _as_bytes(payload))
+
+
+def _as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
+    return payload.encode() if isinstance(payload, str) else bytes(payload)
+
+
+class Running:
+    """The execution this process is busy with, for threads that don't inherit the variable."""
+
+    context: Context | None = None
+
+
+def current_context() -> Context:
+    """The context of the function that runs, from anywhere below it, threads included.
+
+    Raises: RuntimeError outside of an execution.
+    """
+    context = current.get(None) or Running.context
+    if context is None:
+        raise RuntimeError("there is no context: no SPEAR function is running here")
+    return context

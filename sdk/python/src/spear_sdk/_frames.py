@@ -1,0 +1,181 @@
+"""Frames on a blocking socket: the wire format of the node's channels."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+__all__ = [
+    "CANCEL",
+    "CHUNK",
+    "CREDIT",
+    "CRITICAL",
+    "DATA",
+    "ERROR",
+    "GOAWAY",
+    "HELLO",
+    "MAX_HEAD",
+    "MORE",
+    "NOTICE",
+    "PING",
+    "PONG",
+    "REQUEST",
+    "RESPONSE",
+    "STREAM",
+    "WELCOME",
+    "Frame",
+    "FrameReader",
+    "FrameWriter",
+    "ProtocolError",
+]
+
+HELLO, WELCOME, REQUEST, RESPONSE, DATA, CREDIT, CANCEL, PING, PONG, GOAWAY, NOTICE = range(1, 12)
+MORE, ERROR, STREAM, CRITICAL = 2, 4, 8, 128
+
+CHUNK = 256 * 1024
+"""A larger payload goes in pieces of this size, so that it doesn't hold up other messages."""
+MAX_HEAD = 0xFFFF
+DEFAULT_MAX_FRAME = (64 << 20) + (64 << 10)
+_HEADER = Struct(">IBBHQ")
+_REST = _HEADER.size - 4
+_FIRST_BUFFER = 64 * 1024
+_SMALL = 16 * 1024
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+Frame: TypeAlias = "tuple[int, int, int, bytes, Buffer]"
+"""Kind, flags, id, head, payload."""
+
+
+class ProtocolError(Exception):
+    """The other side sent what the protocol forbids."""
+
+
+class FrameReader:
+    """Takes messages from a socket, larger ones put together from their pieces.
+
+    One thread at a time may use it.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._view = memoryview(bytearray(_FIRST_BUFFER))
+        self._start = self._end = 0
+        self._parts: dict[int, tuple[int, int, bytes, bytearray]] = {}
+        self.max_frame = DEFAULT_MAX_FRAME
+
+    def fill(self, flags: int = 0) -> bool:
+        """Receive once; False at the end of the connection.
+
+        Raises: OSError, of that BlockingIOError with MSG_DONTWAIT and nothing there.
+        """
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == len(self._view):
+            self._make_room(self._end - self._start)
+        count = self._connection.recv_into(self._view[self._end :], 0, flags)
+        self._end += count
+        return count > 0
+
+    def next(self) -> Frame | None:
+        """The next whole message among what was received, or None.
+
+        Raises: ProtocolError.
+        """
+        while (frame := self._next_frame()) is not None:
+            if frame[0] == DATA or frame[1] & MORE:
+                frame = self._join(frame)
+                if frame is None:
+                    continue
+            return frame
+        return None
+
+    def _next_frame(self) -> Frame | None:
+        start = self._start
+        have = self._end - start
+        if have < 16:
+            return None
+        length, kind, flags, head_length, number = _HEADER.unpack_from(self._view, start)
+        if length > self.max_frame:
+            raise ProtocolError(f"a frame of {length} bytes; at most {self.max_frame} are allowed")
+        if length < _REST + head_length:
+            raise ProtocolError(f"a frame of {length} bytes with a head of {head_length}")
+        if have < length + 4:
+            self._make_room(length + 4)
+            return None
+        head_at = start + 16
+        payload_at = head_at + head_length
+        self._start = end = start + 4 + length
+        head = self._view[head_at:payload_at].tobytes()
+        return kind, flags, number, head, self._view[payload_at:end].tobytes()
+
+    def _make_room(self, needed: int) -> None:
+        """Have the bytes not yet used in front of room for `needed` bytes in all."""
+        rest = self._view[self._start : self._end]
+        if needed > len(self._view) or self._end == len(self._view):
+            size = len(self._view)
+            while size <= needed:
+                size *= 2
+            view = memoryview(bytearray(size))
+            view[: len(rest)] = rest
+            self._view, self._start, self._end = view, 0, len(rest)
+
+    def _join(self, frame: Frame) -> Frame | None:
+        kind, flags, number, head, payload = frame
+        if kind == DATA:
+            part = self._parts.get(number)
+            if part is None:
+                return None  # of a message that was refused, or of a stream, which we have none of
+            kind, first_flags, head, data = part
+        elif kind in (REQUEST, RESPONSE, NOTICE):
+            data = bytearray()
+            first_flags = flags & ~MORE
+            self._parts[number] = kind, first_flags, head, data
+        else:
+            raise ProtocolError(f"a frame of kind {kind} cannot go on in DATA frames")
+        if len(data) + len(payload) > self.max_frame:
+            raise ProtocolError(f"a message of more than {self.max_frame} bytes")
+        data += payload
+        if flags & MORE:
+            return None
+        del self._parts[number]
+        return kind, first_flags, number, head, data
+
+
+class FrameWriter:
+    """Sends messages; any thread may, and a message over CHUNK bytes lets others in between."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(
+        self, kind: int, number: int, head: bytes = b"", payload: Buffer = b"", flags: int = 0
+    ) -> None:
+        """Send one message; waits while the other side doesn't read. Raises: OSError."""
+        if len(payload) <= CHUNK:
+            self._send_frame(kind, number, head, payload, flags)
+            return
+        view = memoryview(payload)
+        self._send_frame(kind, number, head, view[:CHUNK], flags | MORE)
+        for at in range(CHUNK, len(view), CHUNK):
+            more = MORE if at + CHUNK < len(view) else 0
+            self._send_frame(DATA, number, b"", view[at : at + CHUNK], more)
+
+    def _send_frame(self, kind: int, number: int, head: bytes, payload: Buffer, flags: int) -> None:
+        size = len(payload)
+        start = _HEADER.pack(_REST + len(head) + size, kind, flags, len(head), number) + head
+        if size <= _SMALL:
+            with self._lock:
+                self._connection.sendall(start + payload)
+            return
+        with self._lock:
+            sent = self._connection.sendmsg((start, payload))
+            if sent < len(start):
+                self._connection.sendall(start[sent:])
+                sent = len(start)
+            self._connection.sendall(memoryview(payload)[sent - len(start) :])

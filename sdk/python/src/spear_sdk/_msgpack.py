@@ -1,0 +1,205 @@
+"""The part of msgpack that heads use: nil, bool, int, float, str, bin, array and map."""
+
+from __future__ import annotations
+
+from struct import Struct, error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["pack", "unpack"]
+
+_F32, _F64 = Struct(">f"), Struct(">d")
+_TAGGED = {size: Struct(f">B{code}") for size, code in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))}
+_NUMBERS = {
+    0xCA: _F32,
+    0xCB: _F64,
+    0xCC: Struct(">B"),
+    0xCD: Struct(">H"),
+    0xCE: Struct(">I"),
+    0xCF: Struct(">Q"),
+    0xD0: Struct(">b"),
+    0xD1: Struct(">h"),
+    0xD2: Struct(">i"),
+    0xD3: Struct(">q"),
+}
+_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+_LENGTHS = {
+    **{0xC4: 1, 0xC5: 2, 0xC6: 4},  # bin
+    **{0xD9: 1, 0xDA: 2, 0xDB: 4},  # str
+    **{0xDC: 2, 0xDD: 4},  # array
+    **{0xDE: 2, 0xDF: 4},  # map
+}
+
+
+def pack(value: object) -> bytes:
+    """Encode a value.
+
+    Raises: TypeError for a type that heads don't have, ValueError for an int beyond 64 bits.
+    """
+    out = bytearray()
+    _write(out, value)
+    return bytes(out)
+
+
+def unpack(data: bytes) -> object:
+    """Decode exactly one value.
+
+    Raises: ValueError when the bytes are cut off, go on after the value, or aren't msgpack.
+    """
+    try:
+        value, end = _read(data, 0)
+    except (IndexError, error, TypeError, RecursionError, UnicodeDecodeError) as exc:
+        raise ValueError(f"malformed msgpack: {exc}") from None
+    if end != len(data):
+        raise ValueError(f"malformed msgpack: it ends at byte {end} of {len(data)}")
+    return value
+
+
+def _write(out: bytearray, value: object) -> None:
+    writer = _WRITERS.get(type(value))
+    if writer is None:
+        for kind, writer in _WRITERS.items():
+            if isinstance(value, kind):
+                break
+        else:
+            raise TypeError(f"a head cannot hold a {type(value).__name__}")
+    writer(out, value)
+
+
+def _write_none(out: bytearray, value: None) -> None:
+    out.append(0xC0)
+
+
+def _write_bool(out: bytearray, value: bool) -> None:
+    out.append(0xC3 if value else 0xC2)
+
+
+def _write_int(out: bytearray, value: int) -> None:
+    if -0x20 <= value < 0x80:
+        out.append(value & 0xFF)
+    elif 0 <= value < 1 << 64:
+        for tag, size in ((0xCC, 1), (0xCD, 2), (0xCE, 4), (0xCF, 8)):
+            if value < 1 << 8 * size:
+                out += _TAGGED[size].pack(tag, value)
+                return
+    elif value >= -1 << 63:
+        out.append(0xD3)
+        out += value.to_bytes(8, "big", signed=True)
+    else:
+        raise ValueError("an int in a head has at most 64 bits")
+
+
+def _write_float(out: bytearray, value: float) -> None:
+    out.append(0xCB)
+    out += _F64.pack(value)
+
+
+def _tag(out: bytearray, length: int, tags: tuple[tuple[int, int], ...]) -> None:
+    for tag, size in tags:
+        if length < 1 << 8 * size:
+            out += _TAGGED[size].pack(tag, length)
+            return
+    raise ValueError("a value in a head has at most 2**32 - 1 items")
+
+
+def _write_str(out: bytearray, value: str) -> None:
+    data = value.encode()
+    length = len(data)
+    if length < 32:
+        out.append(0xA0 | length)
+    else:
+        _tag(out, length, ((0xD9, 1), (0xDA, 2), (0xDB, 4)))
+    out += data
+
+
+def _write_bytes(out: bytearray, value: bytes) -> None:
+    _tag(out, len(value), ((0xC4, 1), (0xC5, 2), (0xC6, 4)))
+    out += value
+
+
+def _write_list(out: bytearray, value: list[object]) -> None:
+    length = len(value)
+    if length < 16:
+        out.append(0x90 | length)
+    else:
+        _tag(out, length, ((0xDC, 2), (0xDD, 4)))
+    for item in value:
+        _write(out, item)
+
+
+def _write_dict(out: bytearray, value: dict[object, object]) -> None:
+    length = len(value)
+    if length < 16:
+        out.append(0x80 | length)
+    else:
+        _tag(out, length, ((0xDE, 2), (0xDF, 4)))
+    for key, item in value.items():
+        _write(out, key)
+        _write(out, item)
+
+
+_WRITERS: dict[type, Callable[[bytearray, object], None]] = {
+    str: _write_str,  # type: ignore[dict-item]
+    bool: _write_bool,  # type: ignore[dict-item]
+    int: _write_int,  # type: ignore[dict-item]
+    float: _write_float,  # type: ignore[dict-item]
+    dict: _write_dict,  # type: ignore[dict-item]
+    type(None): _write_none,  # type: ignore[dict-item]
+    bytes: _write_bytes,  # type: ignore[dict-item]
+    list: _write_list,  # type: ignore[dict-item]
+    tuple: _write_list,  # type: ignore[dict-item]
+}
+
+
+# A slice past the end is short and not an error, but the index after it is then beyond the end,
+# so either the next read or the check in `unpack` refuses what was cut off.
+def _read(data: bytes, at: int) -> tuple[object, int]:
+    tag = data[at]
+    at += 1
+    if tag < 0x80:
+        return tag, at
+    if tag < 0x90:
+        return _read_map(data, at, tag & 0x0F)
+    if tag < 0xA0:
+        return _read_array(data, at, tag & 0x0F)
+    if tag < 0xC0:
+        end = at + (tag & 0x1F)
+        return data[at:end].decode(), end
+    if tag >= 0xE0:
+        return tag - 0x100, at
+    if tag in _CONSTANTS:
+        return _CONSTANTS[tag], at
+    number = _NUMBERS.get(tag)
+    if number is not None:
+        return number.unpack_from(data, at)[0], at + number.size
+    size = _LENGTHS.get(tag)
+    if size is None:
+        raise ValueError(f"malformed msgpack: a head has no type 0x{tag:02x}")
+    start = at + size
+    if start > len(data):
+        raise ValueError("malformed msgpack: cut off in a length")
+    length = int.from_bytes(data[at:start], "big")
+    if tag >= 0xDE:
+        return _read_map(data, start, length)
+    if tag >= 0xDC:
+        return _read_array(data, start, length)
+    end = start + length
+    return (data[start:end].decode() if tag >= 0xD9 else data[start:end]), end
+
+
+def _read_map(data: bytes, at: int, length: int) -> tuple[dict[object, object], int]:
+    result: dict[object, object] = {}
+    for _ in range(length):
+        key, at = _read(data, at)
+        result[key], at = _read(data, at)
+    return result, at
+
+
+def _read_array(data: bytes, at: int, length: int) -> tuple[list[object], int]:
+    result: list[object] = []
+    for _ in range(length):
+        item, at = _read(data, at)
+        result.append(item)
+    return result, at
