@@ -1,0 +1,282 @@
+"""Heads: small structured values as msgpack maps, and what the two ends of a channel say in them.
+
+Payloads never pass through here; they are raw bytes from end to end.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from spear_core.api import (
+    ErrorInfo,
+    ExecutionRequest,
+    ExecutionResponse,
+    ExecutionStatus,
+    ExecutionUsage,
+    Message,
+    MessageFlag,
+    MessageKind,
+)
+from spear_core.errors import ProtocolError, SpearError, error_from_code
+
+__all__ = [
+    "RequestHead",
+    "decode_head",
+    "encode_head",
+    "error_from_head",
+    "error_to_head",
+    "execution_request_from_args",
+    "execution_request_from_message",
+    "execution_request_to_args",
+    "execution_request_to_message",
+    "execution_response_from_head",
+    "execution_response_from_message",
+    "execution_response_to_head",
+    "execution_response_to_message",
+]
+
+T = TypeVar("T")
+Payload = bytes | bytearray | memoryview
+
+_MAX_TEXT = 16_384
+"""Characters of an error message that go over the wire; a head has room for 65535 bytes."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+class RequestHead(msgspec.Struct):
+    """Head of a REQUEST or a NOTICE."""
+
+    method: str
+    args: dict[str, Any] = {}
+
+
+class _ErrorHead(msgspec.Struct, omit_defaults=True):
+    """Head of a RESPONSE with the flag ERROR."""
+
+    name: str
+    message: str
+    code: str = "internal"
+    retryable: bool = False
+    retry_after: float | None = None
+    current: int | None = None
+    pid: int | None = None
+    problems: tuple[str, ...] | None = None
+    failures: tuple[tuple[str, str], ...] | None = None
+
+
+_ERROR_ATTRIBUTES = ("retry_after", "current", "pid", "problems", "failures")
+
+
+class _ErrorMap(msgspec.Struct, omit_defaults=True):
+    code: str = "unknown"
+    message: str = ""
+    kind: str = ""
+    details: dict[str, str] = {}
+
+
+class _UsageMap(msgspec.Struct, omit_defaults=True):
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class _ResponseMap(msgspec.Struct, omit_defaults=True):
+    """Head of the RESPONSE to ``execute``."""
+
+    status: str
+    content_type: str = "application/octet-stream"
+    error: _ErrorMap | None = None
+    usage: _UsageMap | None = None
+
+
+class _RequestArgs(msgspec.Struct):
+    """Arguments of ``execute``."""
+
+    execution_id: str
+    task_id: str
+    attempt: int = 1
+    entry: str = ""
+    content_type: str = "application/octet-stream"
+    deadline_s: float | None = None
+    trace: str = ""
+
+
+def encode_head(value: object) -> bytes:
+    """``value`` as msgpack: a dict, an attrs object, or anything else msgspec knows.
+
+    **Raises** :exc:`TypeError` for a value that has no such form.
+    """
+    return _encode(value)
+
+
+def decode_head(data: bytes | memoryview, type: type[T]) -> T:  # noqa: A002 - msgspec's own word
+    """msgpack as an instance of ``type`` (``dict``, an attrs class, …), checked against it.
+
+    Keys that ``type`` does not have are ignored, so that a newer peer may say more. **Raises**
+    :exc:`~spear_core.errors.ProtocolError` for anything else than a valid ``type``.
+    """
+    decoder = _decoders.get(type)
+    if decoder is None:
+        decoder = _decoders[type] = msgspec.msgpack.Decoder(type)
+    try:
+        return cast(T, decoder.decode(data))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise ProtocolError(f"malformed head: {exc}") from exc
+
+
+def _converted(value: object, to: type[T]) -> T:
+    """A value that came out of msgpack already, as ``to``."""
+    try:
+        return msgspec.convert(value, to)
+    except msgspec.MsgspecError as exc:
+        raise ProtocolError(f"malformed head: {exc}") from exc
+
+
+def error_to_head(exc: Exception) -> bytes:
+    """The head that lets the peer raise ``exc`` again; ``error_from_head`` is its inverse.
+
+    An error that is not SPEAR's own goes as a plain ``SpearError`` with the code ``internal``.
+    """
+    if not isinstance(exc, SpearError):
+        text = f"{type(exc).__name__}: {exc}"
+        return _encode(_ErrorHead(name="SpearError", message=text[:_MAX_TEXT]))
+    head = _ErrorHead(
+        name=type(exc).__name__,
+        message=exc.message[:_MAX_TEXT],
+        code=exc.code,
+        retryable=exc.retryable,
+        **{name: getattr(exc, name, None) for name in _ERROR_ATTRIBUTES},
+    )
+    data = _encode(head)
+    if len(data) <= 0xFFFF:
+        return data
+    return _encode(_ErrorHead(head.name, head.message, head.code, head.retryable))
+
+
+def error_from_head(data: bytes | memoryview) -> SpearError:
+    """The error that a peer described, as an instance of the same class where we know it.
+
+    **Raises** :exc:`~spear_core.errors.ProtocolError` when ``data`` describes no error.
+    """
+    head = decode_head(data, _ErrorHead)
+    error = error_from_code(head.name, head.message, code=head.code, retryable=head.retryable)
+    for name in _ERROR_ATTRIBUTES:
+        value = getattr(head, name)
+        if value is not None and hasattr(error, name):
+            setattr(error, name, value)
+    return error
+
+
+def execution_request_to_args(request: ExecutionRequest) -> dict[str, Any]:
+    """The arguments of ``execute``; the payload goes beside them."""
+    return {
+        "execution_id": request.execution_id,
+        "task_id": request.task_id,
+        "attempt": request.attempt,
+        "entry": request.entry,
+        "content_type": request.content_type,
+        "deadline_s": request.deadline_s,
+        "trace": request.trace,
+    }
+
+
+def execution_request_from_args(args: dict[str, Any], payload: Payload) -> ExecutionRequest:
+    """The inverse of :func:`execution_request_to_args`.
+
+    **Raises** :exc:`~spear_core.errors.ProtocolError` for arguments that do not fit.
+    """
+    known = _converted(args, _RequestArgs)
+    return ExecutionRequest(
+        execution_id=known.execution_id,
+        task_id=known.task_id,
+        attempt=known.attempt,
+        entry=known.entry,
+        payload=bytes(payload),
+        content_type=known.content_type,
+        deadline_s=known.deadline_s,
+        trace=known.trace,
+    )
+
+
+def execution_request_to_message(request: ExecutionRequest, id: int) -> Message:  # noqa: A002
+    """The REQUEST ``execute`` in one message."""
+    head = _encode({"method": "execute", "args": execution_request_to_args(request)})
+    return Message(MessageKind.REQUEST, id, 0, head, request.payload)
+
+
+def execution_request_from_message(message: Message) -> ExecutionRequest:
+    """The inverse of :func:`execution_request_to_message`.
+
+    **Raises** :exc:`~spear_core.errors.ProtocolError` for any other message.
+    """
+    head = decode_head(message.head, RequestHead)
+    if message.kind != MessageKind.REQUEST or head.method != "execute":
+        raise ProtocolError(f"expected a request to execute, got {head.method!r}")
+    return execution_request_from_args(head.args, message.payload)
+
+
+def execution_response_to_head(response: ExecutionResponse) -> dict[str, Any]:
+    """The answer to ``execute``; the payload goes beside it."""
+    head: dict[str, Any] = {"status": response.status.value}
+    if response.error is None:
+        head["content_type"] = response.content_type
+    else:
+        error = response.error
+        head["error"] = {
+            "code": error.code,
+            "message": error.message[:_MAX_TEXT],
+            "kind": error.kind,
+            "details": dict(error.details),
+        }
+    usage = response.usage
+    if usage.cpu_seconds is not None or usage.peak_memory_bytes is not None:
+        head["usage"] = _UsageMap(usage.cpu_seconds, usage.peak_memory_bytes)
+    return head
+
+
+def execution_response_from_head(head: dict[str, Any], payload: Payload) -> ExecutionResponse:
+    """The inverse of :func:`execution_response_to_head`.
+
+    **Raises** :exc:`~spear_core.errors.ProtocolError` for a head that is no such answer.
+    """
+    known = _converted(head, _ResponseMap)
+    usage = known.usage or _UsageMap()
+    spent = ExecutionUsage(cpu_seconds=usage.cpu_seconds, peak_memory_bytes=usage.peak_memory_bytes)
+    if known.status == "completed" and known.error is None:
+        return ExecutionResponse(
+            status=ExecutionStatus.COMPLETED,
+            payload=bytes(payload),
+            content_type=known.content_type,
+            usage=spent,
+        )
+    if known.status != "failed" or known.error is None:
+        raise ProtocolError(f"malformed answer to execute: status {known.status!r}")
+    error = ErrorInfo(
+        code=known.error.code,
+        message=known.error.message,
+        kind=known.error.kind,
+        details=known.error.details,
+    )
+    return ExecutionResponse(status=ExecutionStatus.FAILED, error=error, usage=spent)
+
+
+def execution_response_to_message(response: ExecutionResponse, id: int) -> Message:  # noqa: A002
+    """The RESPONSE to ``execute`` in one message."""
+    head = _encode(execution_response_to_head(response))
+    return Message(MessageKind.RESPONSE, id, 0, head, response.payload)
+
+
+def execution_response_from_message(message: Message) -> ExecutionResponse:
+    """The inverse of :func:`execution_response_to_message`.
+
+    **Raises** the error that the peer describes when the flag ERROR is set, and
+    :exc:`~spear_core.errors.ProtocolError` for any other message.
+    """
+    if message.kind != MessageKind.RESPONSE:
+        raise ProtocolError(f"expected an answer, got a message of kind {message.kind}")
+    if message.flags & MessageFlag.ERROR:
+        raise error_from_head(message.head)
+    return execution_response_from_head(decode_head(message.head, dict[str, Any]), message.payload)
