@@ -32,7 +32,7 @@ def bomb(*, loops: int = 1000, variables: int = 100) -> str:
     return f'(module (func (export "_start") (local {kinds}) {"(loop " * loops}{changes}{ends}))'
 
 
-def giant(size: int = 60_000) -> str:
+def giant(size: int = 150_000) -> str:
     """A function whose compilation takes some hundred megabytes."""
     body = "(local.set 0 (i32.add (i32.mul (local.get 0) (local.get 1)) (i32.load (local.get 0))))"
     return f'(module (memory 1) (func (export "_start") (local i32 i32) {body * size}))'

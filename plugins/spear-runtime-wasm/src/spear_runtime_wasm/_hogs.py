@@ -71,6 +71,7 @@ class HogPool:
                     self._jobs.remove(job)
                     return trio.lowlevel.Abort.SUCCEEDED
                 job.cancelled = True
+            self._ticker.tick()  # ends the slice it is in now
             return trio.lowlevel.Abort.FAILED
 
         await trio.lowlevel.wait_task_rescheduled(abort)

@@ -60,11 +60,15 @@ class Ticker:
                 threading.Thread(target=self._run, name="spear-wasm-ticker", daemon=True).start()
         self._wake.set()
 
+    def tick(self) -> None:
+        """End every slice that is running now."""
+        self._engine.increment_epoch()
+
     def _run(self) -> None:
         seen, quiet = -1, 0
         while True:
             time.sleep(PERIOD)
-            self._engine.increment_epoch()
+            self.tick()
             polls = sum(poller.polls for poller in self._pollers)
             quiet = quiet + 1 if polls == seen and not self._anyone_busy() else 0
             seen = polls

@@ -18,10 +18,19 @@ _INSTANCE = 0
 _EXTERNS = _INSTANCE + INSTANCE_SIZE
 _ARGUMENTS = _EXTERNS + EXTERN_SIZE * MAX_EXPORTS
 _RESULTS = _ARGUMENTS + VAL_SIZE * MAX_ARGUMENTS
-_FAILURES = _RESULTS + VAL_SIZE * MAX_RESULTS
-_SPARE = _FAILURES + 2 * POINTER_SIZE
+_TRAP = _RESULTS + VAL_SIZE * MAX_RESULTS
+_ERROR = _TRAP + POINTER_SIZE
+_SPARE = _ERROR + POINTER_SIZE
 _FRAME_SIZE = _SPARE + EXTERN_SIZE
 _EXTERN_MEMORY = 3
+
+# The same places as indices of the frame seen as numbers.
+_FIRST_I32 = (_ARGUMENTS + 8) // 4
+_SECOND_I32 = _FIRST_I32 + VAL_SIZE // 4
+_RESULT_I32 = (_RESULTS + 8) // 4
+_RESULT_I64 = (_RESULTS + 8) // 8
+_TRAP_I64 = _TRAP // 8
+_ERROR_I64 = _ERROR // 8
 
 _u32 = ctypes.c_uint32
 _i32 = ctypes.c_int32
@@ -32,18 +41,18 @@ _string_at = ctypes.string_at
 class _Frame:
     """Memory that wasmtime reads arguments from and writes results to; reused between guests."""
 
-    __slots__ = ("address", "arguments", "failures", "keep", "result32", "result64")
+    __slots__ = ("arguments", "externs", "i32", "i64", "instance", "keep", "results", "trap")
 
     def __init__(self) -> None:
         self.keep = ctypes.create_string_buffer(_FRAME_SIZE)
-        self.address = base = ctypes.addressof(self.keep)
-        self.arguments = tuple(
-            ctypes.c_int32.from_address(base + _ARGUMENTS + VAL_SIZE * index + 8)
-            for index in range(MAX_ARGUMENTS)
-        )
-        self.result32 = ctypes.c_int32.from_address(base + _RESULTS + 8)
-        self.result64 = ctypes.c_int64.from_address(base + _RESULTS + 8)
-        self.failures = (ctypes.c_void_p * 2).from_address(base + _FAILURES)
+        base = ctypes.addressof(self.keep)
+        self.i32 = memoryview(self.keep).cast("B").cast("i")
+        self.i64 = memoryview(self.keep).cast("B").cast("q")
+        self.instance = base + _INSTANCE
+        self.externs = tuple(base + _EXTERNS + EXTERN_SIZE * index for index in range(MAX_EXPORTS))
+        self.arguments = base + _ARGUMENTS
+        self.results = base + _RESULTS
+        self.trap = base + _TRAP
 
 
 _free_frames: list[_Frame] = []
@@ -104,36 +113,37 @@ class Guest:
             raise take_failure(lib, error)
 
     def begin_instantiate(self, pre: int) -> None:
-        base = self._frame.address
+        frame = self._frame
+        trap = frame.trap
         self._future = self._lib.instance_pre_instantiate_async(
-            pre, self._context, base, base + _FAILURES, base + _FAILURES + 8
+            pre, self._context, frame.instance, trap, trap + 8
         )
 
     def find_exports(self, names: tuple[bytes, ...], *, memory: int) -> None:
         """Look up what will be used; `memory` is the index of the memory among them, or -1."""
-        base = self._frame.address
-        for index, name in enumerate(names):
-            self._lib.instance_export_get(
-                self._context, base, name, len(name), base + _EXTERNS + EXTERN_SIZE * index
-            )
+        get, context, frame = self._lib.instance_export_get, self._context, self._frame
+        instance = frame.instance
+        for name, place in zip(names, frame.externs, strict=False):
+            get(context, instance, name, len(name), place)
         self._memory_index = memory
 
     def begin_call(self, export: int, arguments: tuple[int, ...] = (), *, results: int) -> None:
         """Call the function at this index of `find_exports` with i32 arguments."""
-        frame = self._frame
-        base = frame.address
-        for cell, value in zip(frame.arguments, arguments, strict=False):
-            cell.value = value
+        frame, count = self._frame, len(arguments)
+        if count:
+            frame.i32[_FIRST_I32] = arguments[0]
+            if count > 1:
+                frame.i32[_SECOND_I32] = arguments[1]
+        trap = frame.trap
         self._future = self._lib.func_call_async(
-            self._context, base + _EXTERNS + EXTERN_SIZE * export + 8,
-            base + _ARGUMENTS, len(arguments), base + _RESULTS, results,
-            base + _FAILURES, base + _FAILURES + 8,
+            self._context, frame.externs[export] + 8,
+            frame.arguments, count, frame.results, results, trap, trap + 8,
         )  # fmt: skip
 
     def poll(self) -> bool:
         """Run it until it ends or waits. May be called from any thread, one at a time."""
         running.guest = self
-        return bool(self._lib.call_future_poll(self._future))
+        return self._lib.call_future_poll(self._future)  # type: ignore[no-any-return]
 
     def answer(self, value: int) -> None:
         """The result of the waiting host function; the next poll goes on from there."""
@@ -148,22 +158,23 @@ class Guest:
         """
         self._lib.call_future_delete(self._future)
         self._future = None
-        trap, error = self._frame.failures
-        if trap is None and error is None:
+        words = self._frame.i64
+        if not words[_TRAP_I64] and not words[_ERROR_I64]:
             return
-        self._frame.failures[0] = self._frame.failures[1] = None
-        found = take_trap(self._lib, trap) if trap else take_failure(self._lib, error or 0)
+        trap, error = words[_TRAP_I64], words[_ERROR_I64]
+        words[_TRAP_I64] = words[_ERROR_I64] = 0
+        found = take_trap(self._lib, trap) if trap else take_failure(self._lib, error)
         if self.failure is not None:
             raise self.failure from found
         raise found
 
     @property
     def result_i32(self) -> int:
-        return self._frame.result32.value
+        return self._frame.i32[_RESULT_I32]
 
     @property
     def result_i64(self) -> int:
-        return self._frame.result64.value
+        return self._frame.i64[_RESULT_I64]
 
     @property
     def memory_size(self) -> int:
@@ -203,12 +214,13 @@ class Guest:
         self._lib.store_delete(self._store)
         self._store = self._context = self._base = self._size = 0
         frame = self._frame
-        for failure, free in zip(
-            frame.failures, (self._lib.wasm_trap_delete, self._lib.error_delete), strict=True
-        ):
-            if failure:
-                free(failure)
-        frame.failures[0] = frame.failures[1] = None
+        words = frame.i64
+        if words[_TRAP_I64] or words[_ERROR_I64]:  # of a future that was dropped, not finished
+            if words[_TRAP_I64]:
+                self._lib.wasm_trap_delete(words[_TRAP_I64])
+            if words[_ERROR_I64]:
+                self._lib.error_delete(words[_ERROR_I64])
+            words[_TRAP_I64] = words[_ERROR_I64] = 0
         if len(_free_frames) < _MAX_FREE_FRAMES:
             _free_frames.append(frame)
 
@@ -219,10 +231,11 @@ class Guest:
 
     def _refresh(self) -> None:
         """Read where the memory is and how large: it may have grown, it never moves or shrinks."""
-        lib, base = self._lib, self._frame.address
-        item = base + _EXTERNS + EXTERN_SIZE * self._memory_index
-        if self._memory_index < 0:  # called from a start function, before `find_exports`
-            item = base + _SPARE
+        lib, frame = self._lib, self._frame
+        if self._memory_index >= 0:
+            item = frame.externs[self._memory_index]
+        else:  # called from a start function, before `find_exports`
+            item = frame.instance + _SPARE
             if not lib.caller_export_get(self.caller, b"memory", 6, item):
                 raise GuestMemoryError("the module exports no memory")
         if ctypes.c_uint8.from_address(item).value != _EXTERN_MEMORY:
