@@ -1,0 +1,81 @@
+"""A node in a process of its own, as `spear node` starts it, and a client to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+
+import attrs
+
+from spear_core.api import NodeApi
+from spear_core.node.paths import StatePaths
+from spear_core.plugins import load_plugins
+
+AGENT = b"""
+from spear_sdk import function
+
+@function
+def echo(data: bytes) -> bytes:
+    return data
+"""
+
+
+@attrs.frozen
+class NodeProcess:
+    """A running node."""
+
+    process: subprocess.Popen[bytes]
+    paths: StatePaths
+    started_in: float
+    """Seconds from the start of the process until the socket accepted."""
+
+    def connect(self) -> AbstractAsyncContextManager[NodeApi]:
+        """A client."""
+        return connect(self.paths.url)
+
+
+def connect(url: str) -> AbstractAsyncContextManager[NodeApi]:
+    """A client of the node at that URL."""
+    door = load_plugins(["builtins"]).front_doors["local"].spec
+    return door.connect(url)
+
+
+@contextmanager
+def run_node(*options: str) -> Iterator[NodeProcess]:
+    """A node on a state directory of its own; it must stop cleanly in the end."""
+    with tempfile.TemporaryDirectory(prefix="spear-bench-") as folder:
+        paths = StatePaths(Path(folder) / "state")
+        command = [sys.executable, "-m", "spear_core.cli", "node"]
+        environ = {**os.environ, "HOME": folder, "XDG_CONFIG_HOME": folder}
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--state-dir", str(paths.root), *options],
+            env=environ,
+            cwd=folder,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            _wait_for(paths.socket, process)
+            yield NodeProcess(process, paths, time.perf_counter() - started)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=30)
+        if process.returncode != 0:
+            raise RuntimeError(f"the node ended with {process.returncode}: {errors.decode()}")
+
+
+def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        while probe.connect_ex(str(path)) != 0:
+            if process.poll() is not None:
+                _, errors = process.communicate()
+                raise RuntimeError(f"the node did not start: {errors.decode()}")
+            time.sleep(0.002)
