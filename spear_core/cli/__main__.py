@@ -1,0 +1,5 @@
+"""``python -m spear_core.cli``."""
+
+from spear_core.cli import main
+
+main()

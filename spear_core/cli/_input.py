@@ -1,0 +1,95 @@
+"""The input of a function: given on the command line, in a file, or on stdin."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from spear_core.cli._terminal import note
+
+__all__ = ["Input", "input_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PATIENCE_S = 2.0
+"""How long we wait for stdin in silence; somebody may have started us with a pipe that nobody
+closes, and would wonder why nothing happens."""
+_BLOCK = 1 << 20
+
+
+def input_options(command: F) -> F:
+    """``--input`` and ``--input-file``."""
+    command = click.option(
+        "--input-file",
+        metavar="FILE",
+        help="Read the input from a file (`-`: stdin).",
+    )(command)
+    return click.option(
+        "--input", "-i", "input_text", metavar="TEXT", help="The input. Default: stdin."
+    )(command)
+
+
+class Input:
+    """Where the input comes from. Nothing is read before :meth:`read`."""
+
+    def __init__(self, text: str | None, file: str | None) -> None:
+        if text is not None and file is not None:
+            raise click.UsageError("--input and --input-file cannot both be given")
+        if file not in (None, "-") and not Path(file).is_file():
+            what = "is not a file" if Path(file).exists() else "no such file"
+            raise click.UsageError(f"--input-file {file}: {what}")
+        self._text = text
+        self._file = file
+
+    async def read(self, limit: int) -> bytes:
+        """All of it. stdin only when nothing else was given, and never a terminal unless asked
+        for by ``-``; without a stdin the input is empty.
+
+        :raises click.UsageError: it is longer than ``limit`` bytes, or cannot be read.
+        """
+        if self._text is not None:
+            return _checked(os.fsencode(self._text), limit)
+        return await trio.to_thread.run_sync(self._read, limit, abandon_on_cancel=True)
+
+    def _read(self, limit: int) -> bytes:
+        try:
+            if self._file is None:
+                return _checked(b"" if _no_stdin() else _read_stdin(limit), limit)
+            if self._file == "-":
+                return _checked(_read_stdin(limit), limit)
+            with open(self._file, "rb") as file:
+                return _checked(file.read(limit + 1), limit)
+        except OSError as exc:
+            raise click.UsageError(
+                f"{'stdin' if self._file in (None, '-') else self._file} cannot be read: "
+                f"{exc.strerror or exc}"
+            ) from exc
+
+
+def _checked(data: bytes, limit: int) -> bytes:
+    if len(data) > limit:
+        raise click.UsageError(f"the input is longer than {limit} bytes, the most that is taken")
+    return data
+
+
+def _no_stdin() -> bool:
+    return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
+
+
+def _read_stdin(limit: int) -> bytes:
+    descriptor = sys.stdin.fileno()
+    if not sys.stdin.isatty() and not select.select([descriptor], [], [], _PATIENCE_S)[0]:
+        note("reading the input from stdin (if there is none: --input '')")
+    blocks = []
+    size = 0
+    while size <= limit and (block := os.read(descriptor, _BLOCK)):
+        blocks.append(block)
+        size += len(block)
+    return b"".join(blocks)

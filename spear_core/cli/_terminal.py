@@ -1,0 +1,95 @@
+"""Writing to the user: messages on stderr, and a stdout that may go away."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from contextlib import suppress
+
+import click
+
+__all__ = [
+    "OutputClosedError",
+    "OutputFailedError",
+    "error",
+    "flush_stdout",
+    "note",
+    "visible",
+    "warn",
+    "write_bytes",
+    "write_line",
+]
+
+_CONTROL = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class OutputClosedError(Exception):
+    """Who read our stdout has gone; nothing is left to say."""
+
+
+class OutputFailedError(Exception):
+    """Our stdout cannot be written, for example because the disk is full."""
+
+
+def visible(text: str) -> str:
+    """Text from elsewhere, fit for a terminal: colours stay, other control characters are shown."""
+    return _CONTROL.sub(lambda m: m[0] if len(m[0]) > 1 else ascii(m[0])[1:-1], text)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):
+        click.echo(text, err=True, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def error(text: str) -> None:
+    """Something kept the command from doing what it was asked."""
+    _say(f"{click.style('error:', fg='red', bold=True)} {text}")
+
+
+def warn(text: str) -> None:
+    """The command goes on, but the user should know."""
+    _say(f"{click.style('warning:', fg='yellow', bold=True)} {text}")
+
+
+def note(text: str) -> None:
+    """For a person who watches."""
+    _say(text)
+
+
+def write_bytes(data: bytes) -> None:
+    """Exactly these bytes on stdout; on a terminal the prompt comes on a new line after them."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as exc:
+        raise _lost(exc) from exc
+    if data and not data.endswith(b"\n") and sys.stdout.isatty() and sys.stderr.isatty():
+        _say("")
+
+
+def write_line(text: str) -> None:
+    """One line on stdout, visible at once."""
+    try:
+        click.echo(text)
+    except OSError as exc:
+        raise _lost(exc) from exc
+
+
+def flush_stdout() -> None:
+    """Write out what is buffered, so that a failure is seen while we can still say so."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as exc:
+        raise _lost(exc) from exc
+
+
+def _lost(exc: OSError) -> Exception:
+    """Keep the interpreter from trying again at its end, and say what became of stdout."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(exc, BrokenPipeError):
+        return OutputClosedError()
+    return OutputFailedError(f"standard output cannot be written: {exc.strerror or exc}")

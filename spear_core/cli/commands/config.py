@@ -1,0 +1,37 @@
+"""``spear config``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from spear_core.cli._options import common_options, config_option
+from spear_core.cli._setup import default_config
+from spear_core.cli._terminal import warn, write_line
+from spear_core.config import load_config
+from spear_core.plugins import load_plugins
+
+
+@click.group("config")
+def command() -> None:
+    """Check the configuration."""
+
+
+@command.command("check")
+@config_option
+@common_options()
+def check(config: Path | None) -> None:
+    """Read the settings of the node and of every plugin, and report all that is wrong with them.
+
+    \b
+    spear config check
+    spear config check --config /etc/spear.toml
+    """
+    plugins = load_plugins()
+    for line in plugins.failures:
+        warn(line)
+    path = config or default_config(os.environ)
+    load_config(path, plugins)
+    write_line(f"{path}: no problems" if path else "no configuration file; the defaults apply")

@@ -1,0 +1,104 @@
+"""``spear invoke``."""
+
+from __future__ import annotations
+
+import attrs
+import click
+
+from spear_core.api import ExecutionMode, InvokeRequest, NodeApi, TaskInfo, TaskState
+from spear_core.cli._client import talk
+from spear_core.cli._input import Input, input_options
+from spear_core.cli._interrupt import Interrupt
+from spear_core.cli._listing import print_json
+from spear_core.cli._options import DURATION, Options, common_options, json_option, pass_options
+from spear_core.cli._tasks import finish, leave, state_code
+from spear_core.cli._terminal import note, write_line
+
+_MOST_INPUT = 1 << 30
+"""Bytes. The node has a limit of its own, which it tells; this one saves our memory."""
+
+
+@attrs.define
+class _Call:
+    request: InvokeRequest
+    input: Input
+    detach: bool
+    """Ctrl-C leaves the task alone."""
+    task_id: str = ""
+
+    async def __call__(self, api: NodeApi, interrupt: Interrupt) -> TaskInfo | None:
+        task = None
+        with interrupt.scope:
+            payload = await self.input.read(_MOST_INPUT)
+            task = await self._invoke(api, attrs.evolve(self.request, payload=payload))
+        if interrupt.happened:
+            self._say_interrupted()
+        return task
+
+    async def _invoke(self, api: NodeApi, request: InvokeRequest) -> TaskInfo:
+        if not self.detach:
+            return (await api.invoke(request)).task
+        accepted = await api.invoke(attrs.evolve(request, mode=ExecutionMode.ASYNC))
+        self.task_id = accepted.task.task_id
+        return await api.get_task(self.task_id, wait=True)
+
+    def _say_interrupted(self) -> None:
+        if self.task_id:
+            note(f"task {self.task_id} goes on; `spear result {self.task_id} --wait` has its end")
+        else:
+            note("interrupted; the task was cancelled")
+
+
+@click.command("invoke")
+@click.argument("function", metavar="NAME[@VERSION][:ENTRY]")
+@input_options
+@click.option(
+    "--timeout",
+    type=DURATION,
+    metavar="TIME",
+    help="Deadline, waiting in the queue included: 30s, 2m.",
+)
+@click.option("--async", "no_wait", is_flag=True, help="Do not wait: print the task's id.")
+@click.option("--detach", is_flag=True, help="Wait, but let the task go on after Ctrl-C.")
+@json_option
+@common_options(node=True)
+@pass_options
+def command(
+    options: Options,
+    function: str,
+    input_text: str | None,
+    input_file: str | None,
+    timeout: float | None,
+    no_wait: bool,
+    detach: bool,
+    as_json: bool,
+) -> None:
+    """Call a deployed function.
+
+    Prints exactly its output. Ctrl-C cancels the task, unless --detach was given. With --json the
+    whole task is printed: state, times, output, error.
+
+    \b
+    spear invoke hello --input world
+    spear invoke agent@3:answer --input-file question.json --timeout 30s
+    TASK=$(spear invoke agent --async --input hi); spear result "$TASK" --wait
+    """
+    call = _Call(
+        request=InvokeRequest(
+            function=function,
+            timeout_s=timeout,
+            mode=ExecutionMode.ASYNC if no_wait else ExecutionMode.SYNC,
+        ),
+        input=Input(input_text, input_file),
+        detach=detach and not no_wait,
+    )
+    task = talk(options, call)
+    assert task is not None
+    if as_json:
+        print_json(task)
+        leave(0 if no_wait else state_code(task.state))
+    elif no_wait:
+        write_line(task.task_id)
+    else:
+        logged = task.state is not TaskState.COMPLETED
+        leave(finish(task, hint=f"its log: spear logs {task.task_id}" if logged else ""))
