@@ -6,7 +6,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 import trio
 
@@ -20,12 +22,18 @@ from spear_core.api import (
     Instance,
     InstanceSpec,
     InstanceStatistics,
+    PluginContext,
     Runtime,
+    RuntimeSpec,
+    SpearletConfig,
 )
+from spear_core.config import NodeSettings
 from spear_core.errors import SpearError
+from spear_core.node import Node, open_node
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._tasks import TaskTable
+from spear_core.plugins import Owned, load_plugins
 
 Behaviour = Callable[[ExecutionRequest], Awaitable[ExecutionResponse]]
 
@@ -60,10 +68,13 @@ class SteeredInstance(Instance):
 
 
 class SteeredRuntime(Runtime):
+    context: PluginContext
+
     def __init__(self) -> None:
         self.behaviour: Behaviour = echo
         self.health: Callable[[], Awaitable[None]] | None = None
         self.open_error: SpearError | None = None
+        self.prepare_error: SpearError | None = None
         self.start_delay = 0.0
         self.opened: list[SteeredInstance] = []
         self.closed: list[str] = []
@@ -78,6 +89,8 @@ class SteeredRuntime(Runtime):
 
     async def prepare(self, artifact: Artifact) -> None:
         await trio.lowlevel.checkpoint()
+        if self.prepare_error is not None:
+            raise self.prepare_error
         self.prepared.append(artifact.ref)
 
     @asynccontextmanager
@@ -141,3 +154,42 @@ def add_artifact(artifacts: ArtifactStore) -> Callable[..., Artifact]:
 def tasks(tmp_path: Path) -> TaskTable:
     logs = TaskLogDirectory(tmp_path / "logs", max_bytes=1 << 20, warn=pytest.fail)
     return TaskTable(logs, keep_finished=5, keep_finished_bytes=1000)
+
+
+@attrs.frozen
+class NoConfig:
+    """A plugin's empty configuration."""
+
+
+@pytest.fixture
+def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., Any]:
+    """Opens a real node whose only runtime is the steered one."""
+
+    @asynccontextmanager
+    async def open_steered(
+        context: PluginContext, config: NoConfig
+    ) -> AsyncIterator[SteeredRuntime]:
+        runtime.context = context
+        yield runtime
+
+    @asynccontextmanager
+    async def open_it(
+        spearlet: SpearletConfig | None = None, *, state_dir: Path = tmp_path / "state"
+    ) -> AsyncIterator[Node]:
+        spec = RuntimeSpec(
+            name="steered",
+            open=open_steered,
+            config_cls=NoConfig,
+            recognise=lambda path, head, entry: "s" if path.suffix == ".st" else None,
+            reusable_shapes=frozenset({"s"}),
+        )
+        loaded = load_plugins(only=[])
+        plugins = attrs.evolve(loaded, runtimes={"steered": Owned(spec, "runtime-steered")})
+        settings = NodeSettings(
+            spearlet=spearlet or SpearletConfig(),
+            plugins={"runtime-steered": {NoConfig: NoConfig()}},
+        )
+        async with open_node(settings, plugins, state_dir=state_dir, serve=False) as node:
+            yield node
+
+    return open_it

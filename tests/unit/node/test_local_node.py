@@ -1,0 +1,254 @@
+"""What a node answers its callers: a real node with a steered runtime and no front door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from spear_core.api import (
+    ArtifactUpload,
+    ExecutionConfig,
+    ExecutionMode,
+    ExecutionRequest,
+    ExecutionResponse,
+    InstanceState,
+    InvokeRequest,
+    SpearletConfig,
+    TaskState,
+)
+from spear_core.errors import (
+    ArtifactInUseError,
+    ArtifactNotFoundError,
+    InvalidRequestError,
+    NodeAlreadyRunningError,
+    NodeStoppingError,
+    RuntimeNotFoundError,
+    TaskNotFoundError,
+    UnsupportedArtifactError,
+)
+
+UPLOAD = ArtifactUpload(name="f", filename="f.st", content=b"code")
+
+
+async def hang(request: ExecutionRequest) -> ExecutionResponse:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def test_deploy_and_invoke(open_steered_node: Any, runtime: Any) -> None:
+    async with open_steered_node() as node:
+        info = await node.api.deploy(UPLOAD)
+        assert (info.name, info.version, info.runtime, info.shape) == ("f", 1, "steered", "s")
+        assert await node.api.deploy(UPLOAD) == info
+        response = await node.api.invoke(InvokeRequest(function="f", payload=b"hello"))
+        assert response.success
+        assert response.task.state is TaskState.COMPLETED
+        assert response.task.result.output == b"hello"
+        assert (response.status_endpoint, response.estimated_completion_ms) == ("", 0)
+        (instance,) = await node.api.list_instances()
+        assert (instance.artifact, instance.state) == ("f@1", InstanceState.READY)
+        status = await node.api.status()
+        assert (status.total_executions, status.running, status.instances) == (1, 0, 1)
+
+
+async def test_async_answers_at_once_and_the_result_is_found_by_either_id(
+    open_steered_node: Any, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def work(request: ExecutionRequest) -> ExecutionResponse:
+        await trio.sleep(10)
+        return ExecutionResponse.completed(b"done")
+
+    runtime.behaviour = work
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        started = trio.current_time()
+        response = await node.api.invoke(
+            InvokeRequest(function="f", mode=ExecutionMode.ASYNC, timeout_s=30)
+        )
+        assert trio.current_time() == started
+        assert response.success
+        assert response.task.result is None
+        assert response.status_endpoint == f"/status/{response.task.execution_id}"
+        assert response.estimated_completion_ms == 30_000
+        task = await node.api.get_task(response.task.execution_id, wait=True)
+        assert task.result.output == b"done"
+        assert task == await node.api.get_task(response.task.task_id)
+        (listed,) = await node.api.list_tasks()
+        assert listed.result.output == b""
+
+
+async def test_logs_are_read_while_it_runs_and_after_a_restart(
+    open_steered_node: Any, runtime: Any
+) -> None:
+    async def talk(request: ExecutionRequest) -> ExecutionResponse:
+        runtime.context.hostcalls.log(request.execution_id, "one", level="warn")
+        runtime.context.hostcalls.log(request.execution_id, "two", level="shout", source="stdout")
+        runtime.context.hostcalls.log("e-unknown", "lost")
+        return ExecutionResponse.completed(b"")
+
+    runtime.behaviour = talk
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        task = (await node.api.invoke(InvokeRequest(function="f"))).task
+        chunk = await node.api.read_log(task.task_id, wait=True)
+        assert [(e.message, e.level, e.source) for e in chunk.entries] == [
+            ("one", "warn", "guest"),
+            ("two", "info", "stdout"),
+        ]
+        assert chunk.finished
+        with pytest.raises(InvalidRequestError, match="cursor"):
+            await node.api.read_log(task.task_id, cursor=-1)
+        with pytest.raises(TaskNotFoundError, match="t-none"):
+            await node.api.read_log("t-none")
+    async with open_steered_node() as node:
+        assert (await node.api.read_log(task.task_id)).entries == chunk.entries
+        with pytest.raises(TaskNotFoundError, match="restarted"):
+            await node.api.get_task(task.task_id)
+
+
+async def test_cancel_waits_until_nothing_runs(open_steered_node: Any, runtime: Any) -> None:
+    runtime.behaviour = hang
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        response = await node.api.invoke(InvokeRequest(function="f", mode=ExecutionMode.ASYNC))
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ArtifactInUseError):
+            await node.api.delete_artifact("f")
+        task = await node.api.cancel_task(response.task.task_id, reason="enough")
+        assert task.state is TaskState.CANCELLED
+        assert "enough" in task.result.error.message
+        assert await node.api.cancel_task(task.task_id) == task
+        assert await node.api.delete_artifact("f") == 1
+        assert await node.api.list_artifacts() == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "says"),
+    [
+        (InvokeRequest(function="g"), ArtifactNotFoundError, "spear deploy"),
+        (InvokeRequest(function=":x"), InvalidRequestError, "name"),
+        (InvokeRequest(function="f", timeout_s=0), InvalidRequestError, "timeout_s"),
+        (InvokeRequest(function="f", timeout_s=float("nan")), InvalidRequestError, "timeout_s"),
+        (InvokeRequest(function="f", payload=b"x" * 101), InvalidRequestError, "max_input_bytes"),
+    ],
+)
+async def test_bad_requests(
+    open_steered_node: Any, request_: InvokeRequest, error: type[Exception], says: str
+) -> None:
+    config = SpearletConfig(execution=ExecutionConfig(max_input_bytes=100))
+    async with open_steered_node(config) as node:
+        await node.api.deploy(UPLOAD)
+        with pytest.raises(error, match=says):
+            await node.api.invoke(request_)
+        assert await node.api.list_tasks() == []
+
+
+@pytest.mark.parametrize(
+    ("upload", "error", "says"),
+    [
+        ({"filename": "f.py"}, UnsupportedArtifactError, "pip install spear-runtime-process"),
+        ({"filename": "f.xyz"}, UnsupportedArtifactError, "no installed runtime runs"),
+        ({"runtime": "wasm"}, RuntimeNotFoundError, "pip install spear-runtime-wasm"),
+        ({"filename": "f.py", "runtime": "steered"}, UnsupportedArtifactError, "does not run"),
+    ],
+)
+async def test_what_nothing_can_run_is_refused_with_the_remedy(
+    open_steered_node: Any, upload: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    async with open_steered_node() as node:
+        with pytest.raises(error, match=says):
+            await node.api.deploy(
+                ArtifactUpload(**{"name": "f", "filename": "f.st", "content": b"", **upload})
+            )
+
+
+async def test_code_that_its_runtime_refuses_is_not_kept(
+    open_steered_node: Any, runtime: Any, tmp_path: Path
+) -> None:
+    runtime.prepare_error = UnsupportedArtifactError("malformed at offset 7")
+    async with open_steered_node() as node:
+        with pytest.raises(UnsupportedArtifactError, match="offset 7"):
+            await node.api.deploy(UPLOAD)
+        assert await node.api.list_artifacts() == []
+        assert list((tmp_path / "state/artifacts/code").iterdir()) == []
+        runtime.prepare_error = None
+        assert (await node.api.deploy(UPLOAD)).version == 1
+
+
+async def test_artifacts_outlive_the_node(open_steered_node: Any, runtime: Any) -> None:
+    async with open_steered_node() as node:
+        info = await node.api.deploy(UPLOAD)
+    async with open_steered_node() as node:
+        assert await node.api.list_artifacts() == [info]
+        assert (await node.api.invoke(InvokeRequest(function="f", payload=b"x"))).success
+
+
+async def test_stopping_drains_refuses_new_work_and_ends_every_instance(
+    open_steered_node: Any, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def work(request: ExecutionRequest) -> ExecutionResponse:
+        await trio.sleep(3)
+        return ExecutionResponse.completed(b"done")
+
+    runtime.behaviour = work
+    refused = []
+
+    async def knock(api: Any) -> None:
+        await trio.sleep(1)
+        with pytest.raises(NodeStoppingError):
+            await api.invoke(InvokeRequest(function="f"))
+        refused.append(True)
+
+    async with trio.open_nursery() as nursery, open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        response = await node.api.invoke(InvokeRequest(function="f", mode=ExecutionMode.ASYNC))
+        nursery.start_soon(knock, node.api)
+    task = await node.api.get_task(response.task.task_id)
+    assert task.state is TaskState.COMPLETED
+    assert refused
+    assert runtime.live == 0
+
+
+async def test_hurrying_cuts_the_grace_period_short(
+    open_steered_node: Any, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    runtime.behaviour = hang
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        response = await node.api.invoke(InvokeRequest(function="f", mode=ExecutionMode.ASYNC))
+        await trio.testing.wait_all_tasks_blocked()
+        node.hurry()
+        started = trio.current_time()
+    assert trio.current_time() - started < 1
+    assert (await node.api.get_task(response.task.task_id)).state is TaskState.CANCELLED
+
+
+async def test_a_cancelled_node_leaves_no_instance(open_steered_node: Any, runtime: Any) -> None:
+    runtime.behaviour = hang
+    with trio.move_on_after(0.2):
+        async with open_steered_node() as node:
+            await node.api.deploy(UPLOAD)
+            await node.api.invoke(InvokeRequest(function="f"))
+    assert len(runtime.opened) == 1
+    assert runtime.live == 0
+
+
+async def test_a_second_node_on_the_directory_is_refused(open_steered_node: Any) -> None:
+    async with open_steered_node():
+        with pytest.raises(NodeAlreadyRunningError):
+            async with open_steered_node():
+                pass
+
+
+async def test_the_nodes_own_log_is_json_lines(open_steered_node: Any, tmp_path: Path) -> None:
+    async with open_steered_node():
+        pass
+    lines = (tmp_path / "state/logs/system.log").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert "is ready" in entries[0]["message"]
+    assert {"ts", "level", "logger", "message"} <= set(entries[0])
