@@ -1,0 +1,340 @@
+"""Agents: long-lived workers that connect back and take one execution after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import attrs
+import trio
+
+from spear_core.api import (
+    Channel,
+    ChannelOffer,
+    ErrorInfo,
+    ExecutionRequest,
+    ExecutionResponse,
+    ExecutionStatus,
+    ExecutionUsage,
+    Hostcalls,
+    Instance,
+    InstanceSpec,
+    InstanceStatistics,
+    PluginContext,
+)
+from spear_core.errors import ChannelError, InstanceLostError, InstanceStartError, SpearError
+from spear_core.rpc import Call, Reply, Session, open_session
+from spear_runtime_process._guest import Guest, GuestSpec, open_guest, open_scratch
+from spear_runtime_process._launchers import SDK_WORKER, Launchers
+from spear_runtime_process._nursery import open_service_nursery
+from spear_runtime_process._plan import Confiner, Plan
+from spear_runtime_process._streams import Lines
+
+_TERM_SECONDS = 0.5
+_EXIT_STATUS_SECONDS = 2.0
+
+
+class AgentInstance(Instance):
+    """One worker process. Made by :func:`open_agent`."""
+
+    def __init__(
+        self, spec: InstanceSpec, plan: Plan, hostcalls: Hostcalls, cancel_grace: float
+    ) -> None:
+        self.id = spec.id
+        self._name = spec.artifact.ref
+        self._plan = plan
+        self._hostcalls = hostcalls
+        self._cancel_grace = cancel_grace
+        self._executions = 0
+        self._running = ""
+        self._latest = ""
+        self._failed = trio.Event()
+        self._reason = ""
+        self.stdout = Lines(lambda text: hostcalls.log(self._latest, text, source="stdout"))
+        self.stderr = Lines(lambda text: hostcalls.log(self._latest, text, source="stderr"))
+
+    def attach(self, guest: Guest, session: Session) -> None:
+        """Called once, when the worker has connected."""
+        self._guest = guest
+        self._session = session
+
+    # what the worker sends
+
+    def on_notice(self, call: Call) -> None:
+        """A log entry; anything else is not for us."""
+        if call.method == "log" and call.args.get("execution_id") == self._latest:
+            level = str(call.args.get("level", "info"))
+            self._hostcalls.log(self._latest, str(call.args.get("message", "")), level=level)
+
+    async def on_request(self, call: Call) -> Reply:
+        """A hostcall, which only the execution that is running may make."""
+        if call.method != "hostcall":
+            raise SpearError(f"no method {call.method!r}", code="unimplemented")
+        execution = call.args.get("execution_id")
+        if not self._running or execution != self._running:
+            raise SpearError(
+                f"execution {execution!r} is not running here", code="failed_precondition"
+            )
+        name = str(call.args.get("name", ""))
+        answer = await self._hostcalls.call(self._running, name, bytes(call.payload))
+        return Reply(head={}, payload=answer)
+
+    # the instance
+
+    async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
+        """Hand the execution to the worker; see :meth:`Instance.execute`."""
+        if self._failed.is_set():
+            raise InstanceLostError(self._reason)
+        self._executions += 1
+        self._running = self._latest = request.execution_id
+        before = self._guest.cheap_cpu_seconds()
+        finished = False
+        try:
+            reply = await self._ask(request)
+            finished = True
+        except ChannelError as exc:
+            finished = True
+            return await self._lost(exc)
+        except SpearError as exc:
+            raise InstanceLostError(f"{self._name} refused the execution: {exc}") from exc
+        finally:
+            self._running = ""
+            if not finished:
+                await self._stop()
+        self._drain()
+        after = self._guest.cheap_cpu_seconds()
+        used = None if before is None or after is None else after - before
+        return self._response(reply, used)
+
+    async def _ask(self, request: ExecutionRequest) -> Reply:
+        arguments = {
+            "execution_id": request.execution_id,
+            "task_id": request.task_id,
+            "attempt": request.attempt,
+            "entry": request.entry,
+            "content_type": request.content_type,
+            "deadline_s": request.deadline_s,
+            "trace": request.trace,
+        }
+        if self._plan.bounds.cpu is None:
+            return await self._session.request("execute", arguments, request.payload)
+        async with open_service_nursery() as nursery:
+            nursery.start_soon(self._guest.watch_cpu, self._plan.bounds.cpu)
+            try:
+                return await self._session.request("execute", arguments, request.payload)
+            finally:
+                nursery.cancel_scope.cancel()
+
+    def _response(self, reply: Reply, cpu: float | None) -> ExecutionResponse:
+        head = reply.head
+        told = head.get("usage") or {}
+        usage = ExecutionUsage(
+            cpu_seconds=told.get("cpu_seconds", cpu),
+            peak_memory_bytes=told.get("peak_memory_bytes"),
+            isolation=self._plan.level,
+        )
+        if head.get("status") == "completed":
+            if len(reply.payload) > self._plan.bounds.output:
+                limit = self._plan.bounds.output
+                message = (
+                    f"{self._name} returned {len(reply.payload)} bytes, over its limit of {limit}"
+                )
+                return self._failure(
+                    ErrorInfo(code="resource_exhausted", message=message, kind="output"), usage
+                )
+            return ExecutionResponse(
+                status=ExecutionStatus.COMPLETED,
+                payload=bytes(reply.payload),
+                content_type=head.get("content_type", "application/octet-stream"),
+                usage=usage,
+            )
+        error = head.get("error") or {}
+        info = ErrorInfo(
+            code=str(error.get("code", "unknown")),
+            message=str(error.get("message", "the agent failed without a reason")),
+            kind=str(error.get("kind", "")),
+            details={str(k): str(v) for k, v in (error.get("details") or {}).items()},
+        )
+        return self._failure(info, usage)
+
+    def _failure(self, error: ErrorInfo, usage: ExecutionUsage) -> ExecutionResponse:
+        return ExecutionResponse(status=ExecutionStatus.FAILED, error=error, usage=usage)
+
+    def _drain(self) -> None:
+        """What was printed before the answer came belongs before it in the log."""
+        self.stdout.drain(self._guest.stdout.fileno())
+        self.stderr.drain(self._guest.stderr.fileno())
+
+    async def _lost(self, reason: ChannelError) -> ExecutionResponse:
+        """The channel broke: learn how the worker ended, and tell. Raises: InstanceLostError."""
+        with trio.move_on_after(_EXIT_STATUS_SECONDS):
+            ended = await self._guest.process.wait()
+            self._drain()
+            error = self._guest.explain(ended)
+            self.fail(error.message)
+            if error.code == "resource_exhausted":
+                usage = ExecutionUsage(isolation=self._plan.level)
+                details = {**error.details, "stderr": self.stderr.tail}
+                return self._failure(attrs.evolve(error, details=details), usage)
+            raise InstanceLostError(f"{error.message} in the middle of an execution")
+        self.fail(f"{self._name} broke its channel: {reason}")
+        raise InstanceLostError(self._reason) from reason
+
+    def fail(self, reason: str) -> None:
+        """From now on the instance takes no more executions."""
+        if not self._failed.is_set():
+            self._reason = reason
+            self._failed.set()
+
+    async def _stop(self) -> None:
+        """The execution was cancelled: let the worker clean up for a moment, then end it."""
+        self.fail(f"{self._name}: its execution was cancelled")
+        with trio.move_on_after(self._cancel_grace, shield=True):
+            await self.ask_to_end(self._cancel_grace)
+            await self._guest.process.wait()
+        await self._guest.end()
+
+    async def ask_to_end(self, grace: float) -> None:
+        """Tell the worker to finish what it does and exit."""
+        with contextlib.suppress(ChannelError):
+            await self._session.notify("shutdown", {"grace_s": grace})
+
+    async def close(self, grace: float) -> None:
+        """End the worker: by a message, then SIGTERM; what is left is killed by our caller."""
+        self.fail(f"{self._name}: the instance was closed")
+        with trio.move_on_after(grace):
+            await self.ask_to_end(grace)
+            await self._guest.process.wait()
+            return
+        self._guest.process.terminate()
+        with trio.move_on_after(_TERM_SECONDS):
+            await self._guest.process.wait()
+
+    async def check_health(self) -> None:
+        """The worker answers. See :meth:`Instance.check_health`."""
+        if self._failed.is_set():
+            raise InstanceLostError(self._reason)
+        try:
+            await self._session.request("health", {})
+        except ChannelError as exc:
+            raise InstanceLostError(f"{self._name} broke its channel: {exc}") from exc
+
+    async def wait_failed(self) -> str:
+        """Returns when the worker process is dead or its channel is broken."""
+        await self._failed.wait()
+        return self._reason
+
+    def statistics(self) -> InstanceStatistics:
+        """Of the whole process tree of the worker."""
+        return InstanceStatistics(
+            executions=self._executions,
+            cpu_seconds=self._guest.cpu_seconds(),
+            memory_bytes=self._guest.memory_bytes(),
+            pid=self._guest.process.pid,
+        )
+
+    # the watch
+
+    async def watch(self, channel: Channel) -> None:
+        """Notice the worker's end, by its pidfd, and make everything that waits for it know."""
+        await self._guest.process.wait_dead()
+        self._guest.kill()  # what it has started may hold its side of the channel open
+        with trio.move_on_after(_EXIT_STATUS_SECONDS):
+            ended = await self._guest.process.wait()
+            self._drain()
+            self.fail(self._guest.explain(ended).message)
+        await channel.aclose()
+
+
+def _guest_spec(
+    spec: InstanceSpec, offer: ChannelOffer, *, code: Path, plan: Plan, forked: bool
+) -> GuestSpec:
+    artifact = spec.artifact
+    cold = (sys.executable, "-I", "-X", "utf8", "-u", "-m", SDK_WORKER)
+    return GuestSpec(
+        artifact=artifact,
+        code=code,
+        plan=plan,
+        argv=() if forked else cold,
+        agent=f"{SDK_WORKER}:main" if forked else "",
+        env={
+            "SPEAR_CHANNEL": offer.address,
+            "SPEAR_CHANNEL_SECRET": offer.secret.hex(),
+            "SPEAR_INSTANCE_ID": spec.id.instance_id,
+            "SPEAR_ARTIFACT": artifact.ref,
+            "SPEAR_ARTIFACT_FILE": str(code),
+            "SPEAR_ARTIFACT_FILENAME": artifact.filename,
+            "SPEAR_ENTRY": artifact.entry,
+        },
+        channel=offer.address,
+    )
+
+
+async def _accept(offer: ChannelOffer, guest: Guest, instance: AgentInstance) -> Channel:
+    """Wait for the worker's connection. Raises: InstanceStartError when it ends before that."""
+    accepted: list[Channel] = []
+
+    async def stop_at_death(scope: trio.CancelScope) -> None:
+        await guest.process.wait_dead()
+        scope.cancel()
+
+    async with open_service_nursery() as nursery:
+        nursery.start_soon(stop_at_death, nursery.cancel_scope)
+        accepted.append(await offer.accept())
+        nursery.cancel_scope.cancel()
+    if accepted:
+        return accepted[0]
+    ended = await guest.process.wait()
+    await guest.end()
+    instance.stderr.drain(guest.stderr.fileno())
+    if ended.start_error:
+        raise InstanceStartError(f"{guest.name} could not start: {ended.start_error}")
+    said = f":\n{instance.stderr.tail}" if instance.stderr.tail else ""
+    raise InstanceStartError(f"{guest.explain(ended).message} before it was ready{said}")
+
+
+@contextlib.asynccontextmanager
+async def open_agent(
+    spec: InstanceSpec,
+    *,
+    code: Path,
+    plan: Plan,
+    confiner: Confiner,
+    launchers: Launchers,
+    context: PluginContext,
+    scratch: Path,
+) -> AsyncGenerator[AgentInstance]:
+    """Start a worker and wait until it is connected; it ends with the block.
+
+    Raises: InstanceStartError when it can't be started or ends before it has connected.
+    """
+    zygote = None if plan.namespaces else await launchers.zygote()
+    launcher = zygote or await launchers.plain()
+    config = confiner.config
+    instance = AgentInstance(spec, plan, context.hostcalls, config.cancel_grace_ms / 1000)
+    async with contextlib.AsyncExitStack() as stack:
+        directory = await stack.enter_async_context(open_scratch(scratch))
+        nursery = await stack.enter_async_context(open_service_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        async with context.channels.open_offer(spec.id) as offer:
+            guest_spec = _guest_spec(spec, offer, code=code, plan=plan, forked=zygote is not None)
+            stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            guest = await stack.enter_async_context(
+                open_guest(launcher, guest_spec, confiner, scratch=directory, stdin=stdin)
+            )
+            nursery.start_soon(instance.stdout.pump, guest.stdout)
+            nursery.start_soon(instance.stderr.pump, guest.stderr)
+            channel = await _accept(offer, guest, instance)
+        session = await stack.enter_async_context(
+            open_session(
+                channel, initiator=True, handler=instance.on_request, on_notice=instance.on_notice
+            )
+        )
+        instance.attach(guest, session)
+        nursery.start_soon(guest.watch_memory)
+        nursery.start_soon(instance.watch, channel)
+        yield instance
+        await instance.close(config.stop_grace_ms / 1000)

@@ -1,0 +1,165 @@
+"""Commands: one process per execution, input on stdin, output on stdout, stderr to the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import trio
+
+from spear_core.api import (
+    ErrorInfo,
+    ExecutionRequest,
+    ExecutionResponse,
+    ExecutionUsage,
+    Hostcalls,
+    Instance,
+    InstanceSpec,
+    InstanceStatistics,
+)
+from spear_core.errors import InstanceLostError, InstanceStartError
+from spear_runtime_process._guest import Guest, GuestSpec, memory_file, open_guest, open_scratch
+from spear_runtime_process._launcher import UNKNOWN_EXIT, Exit
+from spear_runtime_process._launchers import Launchers
+from spear_runtime_process._plan import Confiner, Plan
+from spear_runtime_process._recognise import command_line
+from spear_runtime_process._streams import Lines, read_bounded
+
+
+@attrs.define(eq=False)
+class _Outcome:
+    output: bytes = b""
+    complete: bool = True
+
+
+class CommandInstance(Instance):
+    """Runs a command once per execution; between executions there is no process."""
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        *,
+        code: Path,
+        plan: Plan,
+        confiner: Confiner,
+        launchers: Launchers,
+        hostcalls: Hostcalls,
+        scratch: Path,
+    ) -> None:
+        self.id = spec.id
+        self._artifact = spec.artifact
+        self._code = code
+        self._plan = plan
+        self._confiner = confiner
+        self._launchers = launchers
+        self._hostcalls = hostcalls
+        self._scratch = scratch
+        self._executions = 0
+        self._cpu = 0.0
+        self._guest: Guest | None = None
+
+    async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
+        """Run the command; see :meth:`Instance.execute`."""
+        launcher = await self._launchers.plain()
+        spec = GuestSpec(
+            artifact=self._artifact,
+            code=self._code,
+            plan=self._plan,
+            argv=(*command_line(self._code), *self._artifact.args),
+            env={
+                "SPEAR_EXECUTION_ID": request.execution_id,
+                "SPEAR_TASK_ID": request.task_id,
+                "SPEAR_ENTRY": request.entry,
+            },
+        )
+        lines = Lines(lambda text: self._hostcalls.log(request.execution_id, text, source="stderr"))
+        self._executions += 1
+        async with open_scratch(self._scratch) as scratch:
+            stdin = memory_file(request.payload)
+            opened = open_guest(launcher, spec, self._confiner, scratch=scratch, stdin=stdin)
+            async with opened as guest:
+                self._guest = guest
+                try:
+                    return await self._attend(guest, lines)
+                finally:
+                    self._guest = None
+
+    async def _attend(self, guest: Guest, lines: Lines) -> ExecutionResponse:
+        outcome = _Outcome()
+
+        async def collect() -> None:
+            outcome.output, outcome.complete = await read_bounded(
+                guest.stdout, self._plan.bounds.output
+            )
+            if not outcome.complete:
+                guest.kill()
+
+        ended: Exit | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(collect)
+                nursery.start_soon(lines.pump, guest.stderr)
+                async with trio.open_nursery() as watching:
+                    watching.start_soon(guest.watch_cpu, self._plan.bounds.cpu)
+                    watching.start_soon(guest.watch_memory)
+                    ended = await guest.process.wait()
+                    watching.cancel_scope.cancel()
+                await guest.end()  # what it left behind holds the pipes open
+        finally:
+            if ended is None:
+                await self._grace(guest)
+        return self._respond(guest, ended, outcome, lines.tail)
+
+    async def _grace(self, guest: Guest) -> None:
+        """Let a cancelled command clean up for a moment; it is killed afterwards."""
+        seconds = self._confiner.config.cancel_grace_ms / 1000
+        guest.process.terminate()
+        with trio.move_on_after(seconds, shield=True):
+            await guest.process.wait()
+
+    def _respond(
+        self, guest: Guest, ended: Exit, outcome: _Outcome, tail: str
+    ) -> ExecutionResponse:
+        if ended is UNKNOWN_EXIT:
+            raise InstanceLostError(
+                f"{self._artifact.ref} was killed with the launcher it runs under"
+            )
+        if ended.start_error:
+            raise InstanceStartError(f"{self._artifact.ref} could not start: {ended.start_error}")
+        cpu = ended.cpu_seconds if self._plan.bounds.cpu is None else guest.cpu_seconds()
+        self._cpu += cpu or 0.0
+        usage = ExecutionUsage(
+            cpu_seconds=cpu,
+            peak_memory_bytes=guest.peak_memory_bytes() or ended.peak_memory_bytes,
+            isolation=self._plan.level,
+        )
+        if not outcome.complete:
+            limit = self._plan.bounds.output
+            message = f"{guest.name} wrote more than {limit} bytes to stdout and was killed"
+            error = ErrorInfo(code="resource_exhausted", message=message, kind="output")
+            return attrs.evolve(ExecutionResponse.failed(error), usage=usage)
+        if ended.code == 0:
+            return attrs.evolve(ExecutionResponse.completed(outcome.output), usage=usage)
+        error = guest.explain(ended)
+        last = f": {tail.splitlines()[-1]}" if tail else ""
+        details = {**error.details, "stderr": tail}
+        error = attrs.evolve(error, message=error.message + last, details=details)
+        return attrs.evolve(ExecutionResponse.failed(error), usage=usage)
+
+    async def check_health(self) -> None:
+        """A command has nothing that could be ill between executions."""
+        await trio.lowlevel.checkpoint()
+
+    async def wait_failed(self) -> str:
+        """A command's instance can't fail on its own."""
+        await trio.sleep_forever()
+
+    def statistics(self) -> InstanceStatistics:
+        """Executions so far, their CPU time, and what the running one has in memory."""
+        guest = self._guest
+        return InstanceStatistics(
+            executions=self._executions,
+            cpu_seconds=self._cpu,
+            memory_bytes=guest.memory_bytes() if guest else None,
+            pid=guest.process.pid if guest else None,
+        )

@@ -1,0 +1,273 @@
+"""One guest process with its pipes, its group and its scratch directory, as one resource."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from spear_core.api import Artifact, ErrorInfo
+from spear_core.errors import InstanceStartError
+from spear_runtime_process._cgroup import Cgroup
+from spear_runtime_process._launcher import Exit, Launcher, Process, signal_name
+from spear_runtime_process._plan import Bounds, Confiner, Plan
+from spear_runtime_process.inside import tree
+
+_END_SECONDS = 10.0
+_WATCH_SECONDS = 0.05
+_numbers = itertools.count(1)
+
+
+@attrs.frozen(kw_only=True)
+class GuestSpec:
+    """What to start, and how."""
+
+    artifact: Artifact
+    code: Path
+    """The file under its own name, executable where that matters."""
+    plan: Plan
+    argv: tuple[str, ...] = ()
+    """Program to execute; empty for an agent forked from the zygote."""
+    agent: str = ""
+    """`module:function` for the zygote to call."""
+    env: dict[str, str] = attrs.field(factory=dict)
+    channel: str = ""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Guest:
+    """A guest that is running, or has ended and is not yet cleaned up."""
+
+    name: str
+    process: Process
+    bounds: Bounds
+    stdout: trio.lowlevel.FdStream
+    stderr: trio.lowlevel.FdStream
+    _cgroup: Cgroup | None
+    _report: int
+    _over_cpu: float = 0.0
+
+    def kill(self) -> None:
+        """End it and all it started, now."""
+        self.process.kill()
+        if self._cgroup is not None:
+            self._cgroup.kill()
+
+    async def end(self) -> Exit:
+        """Kill whatever is left and wait until all of it is gone.
+
+        Cancellation: shielded, as long as it takes, with a deadline.
+        """
+        with trio.move_on_after(_END_SECONDS, shield=True):
+            self.kill()
+            if self._cgroup is not None:
+                await self._cgroup.empty()
+            return await self.process.wait()
+        raise InstanceStartError(
+            f"process {self.process.pid} does not end although it was killed; it may be blocked "
+            "in the kernel on a file system or device"
+        )
+
+    def cpu_seconds(self) -> float:
+        """What the tree has used so far."""
+        if self._cgroup is not None and (used := self._cgroup.usage().cpu_seconds) is not None:
+            return used
+        pid = self.process.pid
+        return tree.cpu_seconds([pid, *tree.descendants(pid)])
+
+    def cheap_cpu_seconds(self) -> float | None:
+        """What the process itself has used; one system call."""
+        if self.process.monitored:
+            return None
+        try:
+            return time.clock_gettime((~self.process.pid << 3) | 2)
+        except OSError:
+            return None
+
+    def memory_bytes(self) -> int | None:
+        """What the tree has in memory now."""
+        if self._cgroup is not None:
+            return self._cgroup.usage().memory_bytes
+        pid = self.process.pid
+        return tree.memory([pid, *tree.descendants(pid)])
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most the tree has had in memory, where that is counted."""
+        return self._cgroup.usage().peak_memory_bytes if self._cgroup is not None else None
+
+    async def watch_cpu(self, allowed: float | None) -> None:
+        """Kill the guest once it has used so much more than now; return at once for None."""
+        if allowed is None:
+            return
+        start = self.cpu_seconds()
+        while (used := self.cpu_seconds() - start) <= allowed:
+            await trio.sleep(max(_WATCH_SECONDS, (allowed - used) / 4))
+        self._over_cpu = allowed
+        self.kill()
+
+    async def watch_memory(self) -> None:
+        """Kill the whole guest when the kernel has killed a part of it for the memory limit.
+
+        Returns at once where that needs no looking: version 2 groups do it by themselves.
+        """
+        if self._cgroup is None or self._cgroup.version == 2:
+            return
+        while not self._cgroup.out_of_memory():
+            await trio.sleep(_WATCH_SECONDS)
+        self.kill()
+
+    def broken_limit(self) -> ErrorInfo | None:
+        """The limit for which the guest was ended, if it was one; ask after its end."""
+        bounds = self.bounds
+        try:
+            kind, _, _ = os.read(self._report, 200).decode().partition(" ")
+        except BlockingIOError:
+            kind = ""
+        if kind == "memory" or (self._cgroup is not None and self._cgroup.out_of_memory()):
+            text = f"memory limit of {bounds.memory / (1 << 20):g} MiB"
+        elif kind == "processes":
+            text = f"limit of {bounds.processes} processes"
+        elif self._over_cpu:
+            text = f"limit of {self._over_cpu:g} seconds of CPU time"
+        else:
+            return None
+        kind = text.partition(" ")[0] if text.startswith("memory") else "limit"
+        message = f"{self.name} went over its {text} and was killed"
+        return ErrorInfo(code="resource_exhausted", message=message, kind=kind)
+
+    def explain(self, ended: Exit) -> ErrorInfo:
+        """Why the guest ended as it did, when that was no success."""
+        if broken := self.broken_limit():
+            return broken
+        message = f"{self.name} {ended}"
+        if self._cgroup is not None and self._cgroup.forks_refused():
+            message += f" after it tried to have more than {self.bounds.processes} processes"
+        if ended.signal is None:
+            details = {"exit_code": str(ended.code)}
+            return ErrorInfo(code="unknown", message=message, kind="exit", details=details)
+        name = signal_name(ended.signal)
+        code = "resource_exhausted" if name in ("SIGXCPU", "SIGXFSZ") else "unknown"
+        return ErrorInfo(code=code, message=message, kind="signal", details={"signal": name})
+
+
+def memory_file(data: bytes) -> int:
+    """A descriptor that reads these bytes, without anybody having to write them while it does."""
+    descriptor = os.memfd_create("spear")
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _environment(spec: GuestSpec, scratch: Path) -> dict[str, str]:
+    base = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+    }
+    return base | dict(spec.artifact.env) | spec.env
+
+
+def _request(
+    spec: GuestSpec, confiner: Confiner, scratch: Path, cgroup: Cgroup | None
+) -> dict[str, Any]:
+    entrances = cgroup.entrances if cgroup is not None else ()
+    request = confiner.request(
+        spec.plan, code=spec.code, scratch=scratch, entrances=entrances, channel=spec.channel
+    )
+    if spec.agent:
+        return request | {"agent": spec.agent}
+    argv = list(spec.argv)
+    if spec.plan.namespaces:
+        request["filter"] = True
+        argv = confiner.in_namespaces(argv, code=spec.code, scratch=scratch, channel=spec.channel)
+    return request | {"argv": argv}
+
+
+@contextlib.asynccontextmanager
+async def open_scratch(parent: Path) -> AsyncGenerator[Path]:
+    """A fresh private directory, removed with all that is in it."""
+    path = parent / str(next(_numbers))
+    path.mkdir(mode=0o700, parents=True)
+    try:
+        yield path
+    finally:
+        try:
+            path.rmdir()
+        except OSError:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+
+
+def _make_cgroup(spec: GuestSpec, confiner: Confiner) -> Cgroup | None:
+    groups = confiner.machine.cgroups
+    if groups is None or not spec.plan.cgroups:
+        return None
+    bounds = spec.plan.bounds
+    try:
+        return groups.create(str(next(_numbers)), memory=bounds.memory, processes=bounds.processes)
+    except OSError as exc:
+        raise InstanceStartError(f"cannot make the guest's control group: {exc}") from exc
+
+
+@contextlib.asynccontextmanager
+async def open_guest(
+    launcher: Launcher, spec: GuestSpec, confiner: Confiner, *, scratch: Path, stdin: int
+) -> AsyncGenerator[Guest]:
+    """Start a guest; when the block ends, whichever way, nothing of it is left.
+
+    `stdin` is closed as soon as the guest has it. Raises: InstanceStartError when it can't be
+    started; that it could not execute its program shows in its exit.
+    """
+    cgroup = _make_cgroup(spec, confiner)
+    try:
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            theirs.callback(os.close, stdin)
+            environment = memory_file(json.dumps(_environment(spec, scratch)).encode())
+            theirs.callback(os.close, environment)
+            pairs = [os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) for _ in range(3)]
+            for _, write in pairs:
+                theirs.callback(os.close, write)
+            for write in (pairs[0][1], pairs[1][1]):
+                os.set_blocking(write, True)
+            streams = [trio.lowlevel.FdStream(read) for read, _ in pairs[:2]]
+            for stream in streams:
+                ours.callback(stream.close)
+            report = pairs[2][0]
+            ours.callback(os.close, report)
+            request = _request(spec, confiner, scratch, cgroup)
+            output, errors, reporting = (write for _, write in pairs)
+            descriptors = [stdin, output, errors, environment]
+            if "monitor" in request:
+                descriptors.append(reporting)
+            process = await launcher.spawn(request, descriptors)
+            theirs.close()
+            ours.callback(process.close)
+            guest = Guest(
+                name=spec.artifact.ref,
+                process=process,
+                bounds=spec.plan.bounds,
+                stdout=streams[0],
+                stderr=streams[1],
+                cgroup=cgroup,
+                report=report,
+            )
+            try:
+                yield guest
+            finally:
+                await guest.end()
+    finally:
+        if cgroup is not None:
+            with trio.move_on_after(_END_SECONDS, shield=True):
+                await cgroup.end()

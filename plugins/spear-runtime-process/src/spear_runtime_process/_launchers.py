@@ -1,0 +1,86 @@
+"""The two launchers of a runtime, started when first needed and again when they have died."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+
+import trio
+
+from spear_runtime_process._config import STANDARD_PRELOAD, ProcessConfig
+from spear_runtime_process._launcher import Launcher, open_launcher
+from spear_runtime_process._nursery import open_service_nursery
+
+SDK_WORKER = "spear_sdk.worker"
+_MAX_FAILURES = 3
+
+
+class Launchers:
+    """Gives out the plain launcher and the zygote. Made by :func:`open_launchers`."""
+
+    def __init__(self, nursery: trio.Nursery, config: ProcessConfig, log: logging.Logger) -> None:
+        self._nursery = nursery
+        self._scopes: list[trio.CancelScope] = []
+        self._config = config
+        self._log = log
+        self._starting = trio.Lock()
+        self._plain: Launcher | None = None
+        self._zygote: Launcher | None = None
+        self._zygote_failures = 0
+
+    async def plain(self) -> Launcher:
+        """The launcher that executes programs."""
+        async with self._starting:
+            launcher = self._plain
+            if launcher is None or launcher.unfit:
+                launcher = self._plain = await self._start(False)
+            return launcher
+
+    async def zygote(self) -> Launcher | None:
+        """The launcher that forks agents; None when it is switched off or keeps failing."""
+        if self._config.zygote == "off" or self._zygote_failures >= _MAX_FAILURES:
+            return None
+        async with self._starting:
+            launcher = self._zygote
+            if launcher is None or launcher.unfit:
+                launcher = self._zygote = await self._start(True)
+            return launcher
+
+    async def _start(self, zygote: bool) -> Launcher:
+        launcher: Launcher = await self._nursery.start(self._run, zygote)
+        return launcher
+
+    async def _run(
+        self, zygote: bool, task_status: trio.TaskStatus[Launcher] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        first = [SDK_WORKER] if zygote else None
+        later = [*self._config.preload, *STANDARD_PRELOAD] if zygote else []
+        name = "zygote" if zygote else "launcher"
+        with trio.CancelScope(shield=True) as scope:  # it outlives the guests that need it
+            self._scopes.append(scope)
+            async with open_launcher(self._log, first=first, later=later) as launcher:
+                task_status.started(launcher)
+                await launcher.wait_unfit()
+                self._zygote_failures += zygote
+                self._log.warning("the %s is of no more use: %s", name, launcher.unfit)
+                await launcher.wait_ended()
+            self._scopes.remove(scope)
+
+    def close(self) -> None:
+        """End them and whatever guests they still have."""
+        for scope in self._scopes:
+            scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def open_launchers(config: ProcessConfig, log: logging.Logger) -> AsyncGenerator[Launchers]:
+    """Launchers for as long as the block lasts, also while it ends by a cancellation."""
+    async with open_service_nursery() as nursery:
+        launchers = Launchers(nursery, config, log)
+        if config.zygote == "start":
+            await launchers.zygote()
+        try:
+            yield launchers
+        finally:
+            launchers.close()

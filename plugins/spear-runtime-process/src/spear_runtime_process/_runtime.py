@@ -1,0 +1,137 @@
+"""The runtime `process`: looks at the machine, prepares code, opens instances."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import trio
+
+from spear_core.api import (
+    Artifact,
+    Fingerprint,
+    Health,
+    Instance,
+    InstanceSpec,
+    PluginContext,
+    Runtime,
+)
+from spear_core.errors import RuntimeFault, UnsupportedArtifactError
+from spear_runtime_process._agent import open_agent
+from spear_runtime_process._command import CommandInstance
+from spear_runtime_process._config import ProcessConfig
+from spear_runtime_process._launchers import Launchers, open_launchers
+from spear_runtime_process._machine import Machine, look_around
+from spear_runtime_process._plan import Confiner, make_plan
+from spear_runtime_process._recognise import AGENT, COMMAND, command_line
+
+_FRESH_SECONDS = 30.0
+"""How long what was found out about the machine is taken for true."""
+
+
+class ProcessRuntime(Runtime):
+    """Makes commands and agents. Made by :func:`open_runtime`."""
+
+    def __init__(
+        self, context: PluginContext, config: ProcessConfig, machine: Machine, launchers: Launchers
+    ) -> None:
+        self._context = context
+        self._config = config
+        self._machine = machine
+        self._looked_at = trio.current_time()
+        self._launchers = launchers
+        self._code = context.cache_dir / "code"
+        self._scratch = context.cache_dir / "scratch"
+
+    async def fingerprint(self) -> Fingerprint:
+        """The layers of isolation, each as found by trying it."""
+        if trio.current_time() - self._looked_at > _FRESH_SECONDS:
+            self._machine = await look_around(
+                bwrap=self._config.bwrap, use_cgroups=self._config.use_cgroups
+            )
+            self._looked_at = trio.current_time()
+        level = self._machine.reachable.name.lower()
+        return Fingerprint(
+            health=Health.HEALTHY,
+            message=f"isolation up to level {level!r}",
+            details=self._machine.details(),
+        )
+
+    def _place(self, artifact: Artifact) -> Path:
+        """Where the code stands under its own name, which interpreters and tracebacks show."""
+        return self._code / artifact.digest[:32] / (Path(artifact.filename).name or "code")
+
+    async def prepare(self, artifact: Artifact) -> None:
+        """Put an executable copy in place and see whether it can run here."""
+        if artifact.shape not in (AGENT, COMMAND):
+            raise UnsupportedArtifactError(
+                f"{artifact.ref}: the process runtime knows {AGENT!r} and {COMMAND!r}, "
+                f"no shape {artifact.shape!r}"
+            )
+        make_plan(artifact, self._config, self._machine)
+        place = self._place(artifact)
+        if not place.exists():
+            try:
+                await trio.to_thread.run_sync(_install, artifact.path, place)
+            except OSError as exc:
+                raise RuntimeFault(f"{artifact.ref}: cannot copy its code: {exc}") from exc
+        if artifact.shape == COMMAND:
+            command_line(place)
+
+    def open_instance(self, spec: InstanceSpec) -> AbstractAsyncContextManager[Instance]:
+        """An agent's worker, started; or the means to run a command."""
+        artifact = spec.artifact
+        plan = make_plan(artifact, self._config, self._machine)
+        confiner = Confiner(config=self._config, machine=self._machine)
+        if artifact.shape == AGENT:
+            return open_agent(
+                spec,
+                code=self._place(artifact),
+                plan=plan,
+                confiner=confiner,
+                launchers=self._launchers,
+                context=self._context,
+                scratch=self._scratch,
+            )
+        command = CommandInstance(
+            spec,
+            code=self._place(artifact),
+            plan=plan,
+            confiner=confiner,
+            launchers=self._launchers,
+            hostcalls=self._context.hostcalls,
+            scratch=self._scratch,
+        )
+        return contextlib.nullcontext(command)
+
+
+def _install(source: Path, place: Path) -> None:
+    """Copy `source` to `place`, readable and executable by its owner only, whole or not at all."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=place.parent)
+    with open(descriptor, "wb") as target, source.open("rb") as code:
+        shutil.copyfileobj(code, target)
+    Path(name).chmod(0o500)
+    Path(name).replace(place)
+
+
+def _discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def open_runtime(
+    context: PluginContext, config: ProcessConfig
+) -> AsyncGenerator[ProcessRuntime]:
+    """The runtime of one node, while the block lasts; all its processes end with it."""
+    machine = await look_around(bwrap=config.bwrap, use_cgroups=config.use_cgroups)
+    for name in ("code", "scratch"):  # of artifacts long gone, of a node that was killed
+        left = context.cache_dir / name
+        if left.exists():
+            await trio.to_thread.run_sync(_discard, left)
+    async with open_launchers(config, context.log) as launchers:
+        yield ProcessRuntime(context, config, machine, launchers)

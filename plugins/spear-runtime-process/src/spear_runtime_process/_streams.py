@@ -1,0 +1,78 @@
+"""What comes out of a guest: a bounded result, and lines for the log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+_CHUNK = 1 << 16
+_MAX_LINE = 16 << 10
+_TAIL_LINES = 20
+_TAIL_LINE = 500
+
+
+async def read_bounded(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, bool]:
+    """Everything up to the stream's end, and True; or, once it is more than `limit`, False."""
+    chunks: list[bytes | bytearray] = []
+    left = limit
+    async with stream:
+        while chunk := await stream.receive_some(_CHUNK):
+            chunks.append(chunk)
+            left -= len(chunk)
+            if left < 0:
+                return b"".join(chunks), False
+    return b"".join(chunks), True
+
+
+class Lines:
+    """Cuts a byte stream into lines of text for `emit` and remembers the last ones."""
+
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        self._emit = emit
+        self._rest = b""
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    @property
+    def tail(self) -> str:
+        """The last lines, each cut to a readable length."""
+        return "\n".join(self._tail)
+
+    def _line(self, line: bytes) -> None:
+        text = line.rstrip(b"\r").decode(errors="replace")
+        self._tail.append(text[:_TAIL_LINE])
+        self._emit(text)
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Take in what arrived; a line longer than 16 KiB is cut into several."""
+        *whole, rest = (self._rest + data).split(b"\n")
+        for line in whole:
+            self._line(line)
+        while len(rest) > _MAX_LINE:
+            self._line(rest[:_MAX_LINE])
+            rest = rest[_MAX_LINE:]
+        self._rest = rest
+
+    def flush(self) -> None:
+        """Emit what stands after the last newline."""
+        if self._rest:
+            self._line(self._rest)
+            self._rest = b""
+
+    def drain(self, descriptor: int) -> None:
+        """Feed what a non-blocking descriptor has right now, and end the last line there."""
+        with contextlib.suppress(OSError):  # nothing there, or closed
+            while data := os.read(descriptor, _CHUNK):
+                self.feed(data)
+        self.flush()
+
+    async def pump(self, stream: trio.abc.ReceiveStream) -> None:
+        """Feed everything up to the stream's end, or until it is closed on our side."""
+        with contextlib.suppress(trio.ClosedResourceError):
+            async with stream:
+                while chunk := await stream.receive_some(_CHUNK):
+                    self.feed(chunk)
+        self.flush()

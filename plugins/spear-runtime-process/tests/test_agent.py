@@ -1,0 +1,333 @@
+"""Agents: warm executions, hostcalls, logs, health, death, cancellation, shutdown."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+import pytest
+import trio
+
+from spear_core.api import ExecutionStatus, IsolationLevel, Limits
+from spear_core.errors import (
+    InstanceError,
+    InstanceLostError,
+    InstanceStartError,
+    IsolationUnavailableError,
+)
+from spear_runtime_process._machine import look_around
+
+ECHO = """
+    import os, sys, time
+    from spear_sdk import Context, function
+
+    @function
+    def main(data: bytes) -> bytes:
+        return data
+
+    @function
+    def pid() -> str:
+        return str(os.getpid())
+
+    @function
+    def parent() -> str:
+        return str(os.getppid())
+
+    @function
+    def talk(ctx: Context) -> str:
+        print("printed")
+        print("complained", file=sys.stderr)
+        sys.stdout.write("no newline")
+        ctx.log.warn("logged")
+        return "said"
+
+    @function
+    def shout(data: bytes, ctx: Context) -> bytes:
+        return ctx.hostcall("upper", data)
+
+    @function
+    def fail() -> None:
+        raise ValueError("no good")
+
+    @function
+    def spin() -> None:
+        print("spinning", flush=True)
+        while True:
+            pass
+
+    @function
+    def stubborn() -> None:
+        import signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(60)
+        print("stubborn", flush=True)
+        while True:
+            try:
+                time.sleep(60)
+            except BaseException:
+                pass
+
+    @function
+    def hog() -> None:
+        keep = []
+        while True:
+            keep.append(bytearray(1 << 20))
+    """
+
+
+@pytest.fixture(params=["zygote", "cold"])
+def start(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Both ways in which an agent's process comes to be."""
+    return {"zygote": "lazy" if request.param == "zygote" else "off"}
+
+
+@pytest.fixture
+def echo(place: Any) -> Any:
+    return place.artifact("echo.py", ECHO)
+
+
+async def call(instance: Any, make_request: Any, entry: str, payload: bytes = b"") -> Any:
+    return await instance.execute(make_request(payload, entry=entry))
+
+
+async def test_one_worker_serves_many(single, echo, make_request, start) -> None:
+    async with single(echo, **start) as instance:
+        pids = {(await call(instance, make_request, "pid")).payload for _ in range(3)}
+        assert pids == {str(instance.statistics().pid).encode()}
+        response = await call(instance, make_request, "main", b"\0\1\2" * 100_000)
+        assert response.payload == b"\0\1\2" * 100_000
+        assert response.usage.isolation >= IsolationLevel.SYSCALLS
+        await instance.check_health()
+        statistics = instance.statistics()
+        assert statistics.executions == 4
+        assert statistics.memory_bytes > 1 << 20
+        assert statistics.cpu_seconds > 0
+
+
+async def test_the_zygote_forks_and_the_cold_start_does_not(
+    single, echo, make_request, start
+) -> None:
+    async with single(echo, **start) as instance:
+        parent = psutil.Process(int((await call(instance, make_request, "parent")).payload))
+        forked = parent.cmdline() == psutil.Process(instance.statistics().pid).cmdline()
+        assert forked == (start["zygote"] == "lazy")
+
+
+async def test_it_ends_with_its_block_and_by_itself(single, echo, make_request, start) -> None:
+    async with single(echo, **start) as instance:
+        process = psutil.Process(int((await call(instance, make_request, "pid")).payload))
+        assert process.is_running()
+        started = time.monotonic()
+    assert not process.is_running()
+    assert time.monotonic() - started < 2  # nobody had to be killed after a wait
+
+
+async def test_what_is_printed_and_logged_belongs_to_the_execution(
+    single, echo, make_request, hostcalls, start
+) -> None:
+    async with single(echo, **start) as instance:
+        request = make_request(entry="talk")
+        await instance.execute(request)
+        entries = set(hostcalls.entries)
+        assert entries == {
+            (request.execution_id, "info", "stdout", "printed"),
+            (request.execution_id, "info", "stderr", "complained"),
+            (request.execution_id, "info", "stdout", "no newline"),
+            (request.execution_id, "warn", "guest", "logged"),
+        }
+
+
+async def test_nothing_of_the_nodes_environment_leaks(
+    single, place, make_request, start, monkeypatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-node")
+    text = """
+        import os
+        from spear_sdk import function
+
+        @function
+        def main(data: bytes) -> bytes:
+            with open("/proc/self/environ", "rb") as file:
+                return file.read() + repr(dict(os.environ)).encode()
+        """
+    artifact = place.artifact("env.py", text, env={"OWN": "given"})
+    async with single(artifact, **start) as instance:
+        seen = (await call(instance, make_request, "main")).payload
+        assert b"secret-of-the-node" not in seen
+        assert b"'OWN': 'given'" in seen
+
+
+async def test_hostcalls_are_answered(single, echo, make_request, start) -> None:
+    async with single(echo, **start) as instance:
+        assert (await call(instance, make_request, "shout", b"hey")).payload == b"HEY"
+
+
+async def test_an_exception_is_a_response_and_the_worker_goes_on(
+    single, echo, make_request, start
+) -> None:
+    async with single(echo, **start) as instance:
+        response = await call(instance, make_request, "fail")
+        assert response.status is ExecutionStatus.FAILED
+        assert response.error.kind == "ValueError"
+        assert "no good" in response.error.message
+        assert (await call(instance, make_request, "main", b"x")).payload == b"x"
+
+
+async def test_kill_9_in_mid_execution_is_told_at_once(
+    single, echo, make_request, hostcalls, start, use_cgroups
+) -> None:
+    async with single(echo, use_cgroups=use_cgroups, **start) as instance:
+        async with trio.open_nursery() as nursery:
+
+            async def kill() -> None:
+                while "spinning" not in hostcalls.lines("stdout"):
+                    await trio.sleep(0.005)
+                os.kill(instance.statistics().pid, signal.SIGKILL)
+
+            nursery.start_soon(kill)
+            with trio.fail_after(5), pytest.raises(InstanceLostError, match="SIGKILL"):
+                await call(instance, make_request, "spin")
+        with trio.fail_after(1):
+            assert "SIGKILL" in await instance.wait_failed()
+        with pytest.raises(InstanceError):
+            await instance.check_health()
+
+
+async def test_an_idle_worker_that_dies_is_noticed(single, echo, start) -> None:
+    async with single(echo, **start) as instance:
+        os.kill(instance.statistics().pid, signal.SIGTERM)
+        with trio.fail_after(5):
+            assert "echo@1" in await instance.wait_failed()
+
+
+async def test_cancel_stops_a_function_that_never_looks_up(
+    single, echo, make_request, hostcalls, start
+) -> None:
+    async with single(echo, **start) as instance:
+        process = psutil.Process(instance.statistics().pid)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, instance, make_request, "spin")
+            while "spinning" not in hostcalls.lines("stdout"):
+                await trio.sleep(0.005)
+            started = time.monotonic()
+            nursery.cancel_scope.cancel()
+        assert time.monotonic() - started < 2
+        assert not process.is_running()
+
+
+async def test_cancel_kills_what_clings(
+    single, echo, make_request, hostcalls, start, use_cgroups
+) -> None:
+    opened = single(echo, use_cgroups=use_cgroups, cancel_grace_ms=100, **start)
+    async with opened as instance:
+        process = psutil.Process(instance.statistics().pid)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, instance, make_request, "stubborn")
+            while "stubborn" not in hostcalls.lines("stdout"):
+                await trio.sleep(0.005)
+            family = [process, *process.children(recursive=True)]
+            assert len(family) >= 2
+            nursery.cancel_scope.cancel()
+        assert not [member for member in family if member.is_running()]
+
+
+async def test_memory_limit(single, place, make_request, start, use_cgroups) -> None:
+    artifact = place.artifact("hog.py", ECHO, limits=Limits(memory_bytes=96 << 20))
+    async with single(artifact, use_cgroups=use_cgroups, **start) as instance:
+        response = await call(instance, make_request, "hog")
+        assert response.status is ExecutionStatus.FAILED
+        if response.error.kind == "MemoryError":  # RLIMIT_DATA; the worker lives on
+            assert not use_cgroups
+        else:
+            assert response.error.code == "resource_exhausted"
+            assert "memory limit of 96 MiB" in response.error.message
+            with trio.fail_after(1):
+                await instance.wait_failed()
+
+
+async def test_cpu_limit_is_for_each_execution(single, place, make_request, start) -> None:
+    artifact = place.artifact("busy.py", ECHO, limits=Limits(cpu_seconds=0.4))
+    async with single(artifact, **start) as instance:
+        assert (await call(instance, make_request, "main", b"x")).payload == b"x"
+        response = await call(instance, make_request, "spin")
+        assert response.error.code == "resource_exhausted"
+        assert "0.4 seconds of CPU time" in response.error.message
+
+
+async def test_output_limit(single, place, make_request, start) -> None:
+    artifact = place.artifact("big.py", ECHO, limits=Limits(output_bytes=1000))
+    async with single(artifact, **start) as instance:
+        response = await call(instance, make_request, "main", b"x" * 1001)
+        assert response.error.code == "resource_exhausted"
+        assert (await call(instance, make_request, "main", b"x" * 1000)).payload == b"x" * 1000
+
+
+async def test_tcp_serves_as_well(place, single, echo, make_request, context, start) -> None:
+    context.channels.transport = "tcp"
+    async with single(echo, network=False, **start) as instance:
+        assert (await call(instance, make_request, "main", b"x")).payload == b"x"
+
+
+async def test_namespaces_mean_a_cold_start(single, place, make_request) -> None:
+    artifact = place.artifact("echo.py", ECHO, required_isolation=IsolationLevel.NAMESPACES)
+    machine = await look_around(bwrap="bwrap", use_cgroups=False)
+    if not machine.bwrap:
+        with pytest.raises(IsolationUnavailableError, match="bwrap"):
+            await place.run(artifact)
+        return
+    async with single(artifact) as instance:
+        response = await call(instance, make_request, "pid")
+        assert int(response.payload) <= 3  # of its own process namespace
+        assert response.usage.isolation >= IsolationLevel.NAMESPACES
+
+
+async def test_code_that_cannot_be_loaded_says_why(single, place, make_request, start) -> None:
+    artifact = place.artifact("broken.py", "import spear_sdk\nimport no_such_module\n")
+    async with single(artifact, **start) as instance:
+        response = await call(instance, make_request, "")
+        assert response.status is ExecutionStatus.FAILED
+        assert "no_such_module" in response.error.message
+
+
+async def test_a_worker_that_ends_before_it_connects(single, echo, start, monkeypatch) -> None:
+    monkeypatch.setattr("spear_runtime_process._agent.SDK_WORKER", "no_such_worker")
+    with pytest.raises(InstanceStartError, match="no_such_worker"):
+        async with single(echo, **start):
+            pass
+
+
+async def test_the_zygote_is_started_again(place, echo, make_request) -> None:
+    async with place.open() as runtime:
+        await runtime.prepare(echo)
+        async with runtime.open_instance(place.spec(echo)) as instance:
+            zygote = int((await call(instance, make_request, "parent")).payload)
+            os.kill(zygote, signal.SIGKILL)
+            with trio.fail_after(5):
+                assert "SIGKILL" in await instance.wait_failed()
+        async with runtime.open_instance(place.spec(echo)) as instance:
+            again = int((await call(instance, make_request, "parent")).payload)
+            assert again != zygote
+
+
+async def test_a_preload_with_threads_means_cold_starts(
+    place, single, echo, make_request, tmp_path, caplog
+) -> None:
+    from spear_runtime_process import _launchers
+
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(30,), daemon=True).start()\n"
+    )
+    async with place.open(zygote="start", preload=("no_such_module",)) as runtime:
+        assert isinstance(runtime._launchers, _launchers.Launchers)
+        await runtime.prepare(echo)
+        with trio.fail_after(5):
+            while "no_such_module" not in caplog.text:
+                await trio.sleep(0.01)
+        async with runtime.open_instance(place.spec(echo)) as instance:
+            assert (await call(instance, make_request, "main", b"x")).payload == b"x"
