@@ -147,7 +147,7 @@ class WorkerChannel:
     def _handle(self) -> None:
         try:
             while (frame := self._reader.next()) is not None:
-                kind, flags, number, _, payload = frame
+                kind, flags, _, _, payload = frame
                 if kind == f.PING:
                     self.send(f.PONG, 0, payload=payload)
                 elif f.HELLO <= kind <= f.NOTICE:

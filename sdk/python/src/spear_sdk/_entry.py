@@ -146,10 +146,9 @@ def _resolve(parameter: _Parameter, fn: Any, name: str) -> object:
     while hasattr(fn, "__wrapped__"):
         fn = fn.__wrapped__
     fn = getattr(fn, "func", fn)  # a partial
-    if not hasattr(fn, "__globals__"):
-        fn = getattr(type(fn), "__call__", fn)
+    code = fn if hasattr(fn, "__globals__") else type(fn).__call__
     try:
-        return eval(annotation, getattr(fn, "__globals__", {}))
+        return eval(annotation, getattr(code, "__globals__", {}))
     except Exception as exc:  # barrier: the annotation is the guest's code
         if annotation.rpartition(".")[2].strip("'\"") == "Context":
             return Context  # imported for type checkers only

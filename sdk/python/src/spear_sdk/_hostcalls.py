@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
@@ -156,10 +157,10 @@ class Hostcalls:
 def _async_event() -> tuple[Callable[[], Any], Callable[[], object]]:
     """A coroutine function that waits, and a function for any thread that ends the wait."""
     asyncio: Any = sys.modules.get("asyncio")
-    loop = asyncio._get_running_loop() if asyncio is not None else None
-    if loop is not None:
-        event = asyncio.Event()
-        return event.wait, lambda: loop.call_soon_threadsafe(event.set)
+    with contextlib.suppress(RuntimeError):  # another kind of loop runs here
+        if asyncio is not None:
+            loop, event = asyncio.get_running_loop(), asyncio.Event()
+            return event.wait, lambda: loop.call_soon_threadsafe(event.set)
     import trio
 
     token = trio.lowlevel.current_trio_token()

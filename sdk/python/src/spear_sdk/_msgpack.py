@@ -7,6 +7,7 @@ from struct import Struct, error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["pack", "unpack"]
 
@@ -25,12 +26,12 @@ _NUMBERS = {
     0xD3: Struct(">q"),
 }
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
-_LENGTHS = {
-    **{0xC4: 1, 0xC5: 2, 0xC6: 4},  # bin
-    **{0xD9: 1, 0xDA: 2, 0xDB: 4},  # str
-    **{0xDC: 2, 0xDD: 4},  # array
-    **{0xDE: 2, 0xDF: 4},  # map
-}
+# Families of types that carry a length: tag and bytes of the length.
+_BIN = ((0xC4, 1), (0xC5, 2), (0xC6, 4))
+_STR = ((0xD9, 1), (0xDA, 2), (0xDB, 4))
+_ARRAY = ((0xDC, 2), (0xDD, 4))
+_MAP = ((0xDE, 2), (0xDF, 4))
+_LENGTHS = dict(_BIN + _STR + _ARRAY + _MAP)
 
 
 def pack(value: object) -> bytes:
@@ -58,25 +59,23 @@ def unpack(data: bytes) -> object:
 
 
 def _write(out: bytearray, value: object) -> None:
-    writer = _WRITERS.get(type(value))
+    writer = _WRITERS.get(type(value)) or next(
+        (writer for kind, writer in _WRITERS.items() if isinstance(value, kind)), None
+    )
     if writer is None:
-        for kind, writer in _WRITERS.items():
-            if isinstance(value, kind):
-                break
-        else:
-            raise TypeError(f"a head cannot hold a {type(value).__name__}")
+        raise TypeError(f"a head cannot hold a {type(value).__name__}")
     writer(out, value)
 
 
-def _write_none(out: bytearray, value: None) -> None:
+def _write_none(out: bytearray, value: Any) -> None:
     out.append(0xC0)
 
 
-def _write_bool(out: bytearray, value: bool) -> None:
+def _write_bool(out: bytearray, value: Any) -> None:
     out.append(0xC3 if value else 0xC2)
 
 
-def _write_int(out: bytearray, value: int) -> None:
+def _write_int(out: bytearray, value: Any) -> None:
     if -0x20 <= value < 0x80:
         out.append(value & 0xFF)
     elif 0 <= value < 1 << 64:
@@ -91,65 +90,65 @@ def _write_int(out: bytearray, value: int) -> None:
         raise ValueError("an int in a head has at most 64 bits")
 
 
-def _write_float(out: bytearray, value: float) -> None:
+def _write_float(out: bytearray, value: Any) -> None:
     out.append(0xCB)
     out += _F64.pack(value)
 
 
-def _tag(out: bytearray, length: int, tags: tuple[tuple[int, int], ...]) -> None:
-    for tag, size in tags:
+def _tag(out: bytearray, length: int, family: tuple[tuple[int, int], ...]) -> None:
+    for tag, size in family:
         if length < 1 << 8 * size:
             out += _TAGGED[size].pack(tag, length)
             return
     raise ValueError("a value in a head has at most 2**32 - 1 items")
 
 
-def _write_str(out: bytearray, value: str) -> None:
+def _write_str(out: bytearray, value: Any) -> None:
     data = value.encode()
     length = len(data)
     if length < 32:
         out.append(0xA0 | length)
     else:
-        _tag(out, length, ((0xD9, 1), (0xDA, 2), (0xDB, 4)))
+        _tag(out, length, _STR)
     out += data
 
 
-def _write_bytes(out: bytearray, value: bytes) -> None:
-    _tag(out, len(value), ((0xC4, 1), (0xC5, 2), (0xC6, 4)))
+def _write_bytes(out: bytearray, value: Any) -> None:
+    _tag(out, len(value), _BIN)
     out += value
 
 
-def _write_list(out: bytearray, value: list[object]) -> None:
+def _write_list(out: bytearray, value: Any) -> None:
     length = len(value)
     if length < 16:
         out.append(0x90 | length)
     else:
-        _tag(out, length, ((0xDC, 2), (0xDD, 4)))
+        _tag(out, length, _ARRAY)
     for item in value:
         _write(out, item)
 
 
-def _write_dict(out: bytearray, value: dict[object, object]) -> None:
+def _write_dict(out: bytearray, value: Any) -> None:
     length = len(value)
     if length < 16:
         out.append(0x80 | length)
     else:
-        _tag(out, length, ((0xDE, 2), (0xDF, 4)))
+        _tag(out, length, _MAP)
     for key, item in value.items():
         _write(out, key)
         _write(out, item)
 
 
-_WRITERS: dict[type, Callable[[bytearray, object], None]] = {
-    str: _write_str,  # type: ignore[dict-item]
-    bool: _write_bool,  # type: ignore[dict-item]
-    int: _write_int,  # type: ignore[dict-item]
-    float: _write_float,  # type: ignore[dict-item]
-    dict: _write_dict,  # type: ignore[dict-item]
-    type(None): _write_none,  # type: ignore[dict-item]
-    bytes: _write_bytes,  # type: ignore[dict-item]
-    list: _write_list,  # type: ignore[dict-item]
-    tuple: _write_list,  # type: ignore[dict-item]
+_WRITERS: dict[type, Callable[[bytearray, Any], None]] = {
+    str: _write_str,
+    bool: _write_bool,
+    int: _write_int,
+    float: _write_float,
+    dict: _write_dict,
+    type(None): _write_none,
+    bytes: _write_bytes,
+    list: _write_list,
+    tuple: _write_list,
 }
 
 

@@ -51,7 +51,7 @@ class Worker:
         self._default_entry = environ.get("SPEAR_ENTRY", "")
         self._channel = WorkerChannel(connection, self._on_frame)
         self._hostcalls = Hostcalls(self._channel)
-        self._module: ModuleType | None = None
+        self._module: ModuleType
         self._load_error: LoadError | None = None
         self._load_traceback = ""
         self._entries: dict[str, Entry] = {}
