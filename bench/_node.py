@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ class NodeProcess:
     process: subprocess.Popen[bytes]
     paths: StatePaths
     started_in: float
-    """Seconds from the start of the process until the socket accepted."""
+    """Seconds from the start of the process until it said that it is ready."""
 
     def connect(self) -> AbstractAsyncContextManager[NodeApi]:
         """A client."""
@@ -55,27 +54,23 @@ def run_node(*options: str) -> Iterator[NodeProcess]:
         paths = StatePaths(Path(folder) / "state")
         command = [sys.executable, "-m", "spear_core.cli", "node"]
         environ = {**os.environ, "HOME": folder, "XDG_CONFIG_HOME": folder}
+        log = Path(folder) / "node.log"
         started = time.perf_counter()
-        process = subprocess.Popen(
-            [*command, "--state-dir", str(paths.root), *options],
-            env=environ,
-            cwd=folder,
-            stderr=subprocess.PIPE,
-        )
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [*command, "--state-dir", str(paths.root), *options],
+                env=environ,
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
         try:
-            _wait_for(paths.socket, process)
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise RuntimeError(f"the node did not start: {log.read_text()}")
             yield NodeProcess(process, paths, time.perf_counter() - started)
         finally:
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=30)
+            process.communicate(timeout=30)
         if process.returncode != 0:
-            raise RuntimeError(f"the node ended with {process.returncode}: {errors.decode()}")
-
-
-def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    with socket.socket(socket.AF_UNIX) as probe:
-        while probe.connect_ex(str(path)) != 0:
-            if process.poll() is not None:
-                _, errors = process.communicate()
-                raise RuntimeError(f"the node did not start: {errors.decode()}")
-            time.sleep(0.002)
+            raise RuntimeError(f"the node ended with {process.returncode}: {log.read_text()}")

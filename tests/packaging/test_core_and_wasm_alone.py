@@ -55,15 +55,18 @@ def test_an_agent_says_which_distribution_to_install(env: Any) -> None:
 def test_node_and_invoke(env: Any) -> None:
     spear = str(env.python.with_name("spear"))
     node = subprocess.Popen(
-        [spear, "node"], cwd=env.home, env=env.environ(), stderr=subprocess.PIPE
+        [spear, "node"],
+        cwd=env.home,
+        env=env.environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
-        assert node.stderr is not None
-        first_line = node.stderr.readline()
-        assert b"unix://" in first_line, first_line + node.stderr.read()
+        assert node.stdout is not None
+        assert node.stdout.readline().startswith(b"ready: unix://")
         env.run("spear", "deploy", "crc32.wasm", "--name", "crc32")
         assert env.run("spear", "invoke", "crc32", "--input", "123456789").stdout == CHECKSUM
     finally:
         node.terminate()
-        _, rest = node.communicate(timeout=30)
-    assert node.returncode == 0, rest
+        _, log = node.communicate(timeout=30)
+    assert node.returncode == 0, log

@@ -1,0 +1,108 @@
+"""``kill -9`` of the node in the middle of work, SIGTERM under load, a second node."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import psutil
+
+
+def test_kill_9_of_the_node_leaves_no_worker_and_tells_the_client(home: Any) -> None:
+    node = home.node()
+    home.deploy_functions()
+    waiting = home.start("invoke", "bad:nap", "--input", "60")
+    node.running_instance()
+    below = node.below()
+    assert below
+    node.stop(signal.SIGKILL)
+    out, err = waiting.communicate(timeout=10)
+    assert (waiting.returncode, out) == (4, b"")
+    assert b"node" in err
+    assert b"Traceback" not in err
+    home.wait_until(lambda: home.gone(below), "the workers of a killed node end")
+
+
+def test_a_client_finds_no_node_and_says_what_to_do(home: Any) -> None:
+    node = home.node()
+    home.deploy_functions()
+    node.stop(signal.SIGKILL)
+    told = home.spear("invoke", "bad:nap", "--input", "0")
+    assert told.status == 4
+    assert "spear node" in told.err
+    assert "Traceback" not in told.err
+
+
+def test_the_next_node_recovers_the_socket_and_what_was_deployed(home: Any) -> None:
+    node = home.node()
+    home.deploy_functions()
+    home.start("invoke", "bad:nap", "--input", "60")
+    node.running_instance()
+    node.stop(signal.SIGKILL)
+    assert (home.state / "node.sock").exists(), "nothing stale: the test tests nothing"
+    assert not home.answers(home.state / "node.sock")
+
+    node = home.node()
+    told = home.spear("invoke", "bad:nap", "--input", "0")
+    assert (told.status, told.out) == (0, "slept 0")
+    assert node.stop() == 0
+
+
+def test_sigterm_lets_running_work_finish_and_leaves_nothing(home: Any) -> None:
+    (home.folder / "few.toml").write_text("[execution]\nmax_concurrent_tasks = 4\n")
+    node = home.node("--config", str(home.folder / "few.toml"))
+    home.deploy_functions()
+    assert home.spear("invoke", "bad:nap", "--input", "0").status == 0
+    waiting = [home.start("invoke", "bad:nap", "--input", "0.8") for _ in range(10)]
+    home.wait_until(lambda: len(node.listed("ps")) == 11, "ten calls are in the node")
+    below = node.below()
+    assert node.stop() == 0
+    for client in waiting:
+        out, err = client.communicate(timeout=10)
+        assert (client.returncode, out) == (0, b"slept 0.8"), err.decode()
+    assert home.gone(below)
+    assert not (home.state / "node.sock").exists()
+    assert not (home.state / "run").exists()
+
+
+def test_sigterm_refuses_new_work_at_once(home: Any) -> None:
+    node = home.node()
+    home.deploy_functions()
+    waiting = home.start("invoke", "bad:nap", "--input", "2")
+    node.running_instance()
+    node.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    started = time.monotonic()
+    told = home.spear("invoke", "bad:nap", "--input", "0")
+    assert time.monotonic() - started < 1.5
+    assert told.status == 4
+    assert "Traceback" not in told.err
+    assert waiting.communicate(timeout=10)[0] == b"slept 2"
+    assert node.process.wait(10) == 0
+
+
+def test_the_grace_period_ends_what_does_not_end(home: Any) -> None:
+    (home.folder / "short.toml").write_text("[execution]\nshutdown_grace_ms = 300\n")
+    node = home.node("--config", str(home.folder / "short.toml"))
+    home.deploy_functions()
+    waiting = home.start("invoke", "bad:nap", "--input", "60")
+    node.running_instance()
+    below = node.below()
+    started = time.monotonic()
+    assert node.stop() == 0
+    assert time.monotonic() - started < 6
+    _, err = waiting.communicate(timeout=10)
+    assert waiting.returncode == 130
+    assert b"shutting down" in err
+    assert home.gone(below)
+
+
+def test_a_second_node_is_refused_with_the_pid_of_the_first(home: Any) -> None:
+    node = home.node()
+    told = home.spear("node")
+    assert told.status == 6
+    assert f"pid {node.process.pid}" in told.err
+    assert "--state-dir" in told.err
+    assert psutil.pid_exists(node.process.pid)
+    assert node.listed("ps") == []
