@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 import wasmtime
@@ -113,7 +114,7 @@ def wasmtime_wrapper() -> Callable[[], object]:
     def work() -> bytes:
         store = wasmtime.Store(engine)
         store.set_limits(memory_size=LIMITS.memory_bytes)
-        exports = pre.instantiate(store).exports(store)
+        exports: Any = pre.instantiate(store).exports(store)
         memory = exports["memory"]
         pointer = exports["spear_alloc"](store, len(payload))
         memory.write(store, payload, pointer)

@@ -11,8 +11,6 @@ from typing import Any
 
 import attrs
 import pytest
-from spear_runtime_wasm._config import WasmConfig
-from spear_runtime_wasm._runtime import WasmRuntime, open_wasm_runtime
 
 from spear_core.api import (
     Artifact,
@@ -28,6 +26,8 @@ from spear_core.api import (
     RuntimeInstanceId,
     SpearletConfig,
 )
+from spear_runtime_wasm._config import WasmConfig
+from spear_runtime_wasm._runtime import WasmRuntime, open_wasm_runtime
 
 
 class RecordedLog(Hostcalls):

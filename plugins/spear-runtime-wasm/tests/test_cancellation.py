@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import trio
-from spear_runtime_wasm._fiber import PATIENCE
-from spear_runtime_wasm._ticker import PERIOD
 
 from spear_core.api import ExecutionStatus
+from spear_runtime_wasm._fiber import PATIENCE
+from spear_runtime_wasm._ticker import PERIOD
 
 LOOP = '(module (func (export "_start") (loop (br 0))))'
 SLEEP = """(module (import "spear" "sleep_ms" (func $sleep (param i32)))
@@ -78,6 +79,28 @@ async def test_more_loops_than_workers_take_turns_and_all_stop(guests: Any) -> N
             for _ in range(6):
                 nursery.start_soon(guests.run, LOOP)
     assert scope.cancelled_caught
+
+
+async def test_cancelling_at_any_moment_of_the_way_to_a_worker_and_back(guests: Any) -> None:
+    """Guests that end, and are cancelled, at about the same time, on purpose."""
+    finite = """(module (func (export "_start") (local $n i32) (loop
+      (br_if 0 (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1)))
+        (i32.const 30000000))))))"""
+    await guests.runtime.prepare(guests.make_artifact(finite))
+    ends = Counter[bool]()
+
+    async def some(first: int) -> None:
+        for number in range(first, 40, 4):
+            with trio.move_on_after(0.006 + number * 0.001) as scope:
+                response = await guests.run(finite)
+                assert response.error is None
+            ends[scope.cancelled_caught] += 1
+
+    async with trio.open_nursery() as nursery:
+        for first in range(4):
+            nursery.start_soon(some, first)
+    assert ends.total() == 40
+    assert ends[True]
 
 
 async def test_the_log_of_a_computing_guest_arrives_meanwhile(guests: Any, log: Any) -> None:

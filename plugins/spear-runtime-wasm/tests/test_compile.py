@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import pytest
 import trio
+
+from spear_core.errors import UnsupportedArtifactError
 from spear_runtime_wasm import _compile
 from spear_runtime_wasm._cache import KEY_FILE, MAGIC, ImageCache
 from spear_runtime_wasm._config import WasmConfig
 from spear_runtime_wasm._runtime import open_wasm_runtime
-
-from spear_core.errors import UnsupportedArtifactError
 
 CODE = '(module (func (export "_start")))'
 

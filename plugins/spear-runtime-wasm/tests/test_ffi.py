@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import wasmtime._bindings as theirs
+
 from spear_runtime_wasm._ffi import _guest, _library, _linker, _trap
 
 SIGNATURES = {**_library._HELD, **_library._RELEASED}

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import trio
-from spear_runtime_wasm._config import WasmConfig
-from spear_runtime_wasm._runtime import open_wasm_runtime
 
 from spear_core.api import ExecutionStatus, IsolationLevel, Limits
 from spear_core.errors import (
@@ -15,6 +13,8 @@ from spear_core.errors import (
     IsolationUnavailableError,
     UnsupportedArtifactError,
 )
+from spear_runtime_wasm._config import WasmConfig
+from spear_runtime_wasm._runtime import open_wasm_runtime
 
 MIB = 1 << 20
 GROW = """(module (memory (export "memory") 1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from spear_runtime_wasm._config import WasmConfig
-from spear_runtime_wasm._runtime import open_wasm_runtime
 
 from spear_core.errors import InstanceStartError, UnsupportedArtifactError
+from spear_runtime_wasm._config import WasmConfig
+from spear_runtime_wasm._runtime import open_wasm_runtime
 
 START = '(func (export "_start"))'
 HEADER = b"\0asm\x01\0\0\0"

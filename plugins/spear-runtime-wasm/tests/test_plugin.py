@@ -9,10 +9,10 @@ from typing import Any
 
 import cattrs
 import pytest
-from spear_runtime_wasm import _runtime, plugin
-from spear_runtime_wasm._config import WasmConfig
 
 from spear_core.api import Health
+from spear_runtime_wasm import _runtime, plugin
+from spear_runtime_wasm._config import WasmConfig
 
 
 def test_the_hooks_need_no_engine() -> None:

@@ -19,6 +19,8 @@ from ._ffi import Guest
 from ._slice import Meter, poll
 from ._ticker import Ticker
 
+HANDOVER = 0.002
+"""Seconds that a cancellation may hold up the trio thread; the usual time is a tenth of one."""
 TURN = 4
 """Slices in a row for one job while others wait."""
 
@@ -30,15 +32,21 @@ class _State(enum.Enum):
 
 
 class _Job:
-    __slots__ = ("cancelled", "ended", "guest", "meter", "state", "task", "token")
+    __slots__ = (
+        "back", "cancelled", "ended", "guest", "meter", "reschedule", "state", "task", "token",
+    )  # fmt: skip
 
     def __init__(self, guest: Guest, meter: Meter) -> None:
         self.guest = guest
         self.meter = meter
         self.task = trio.lowlevel.current_task()
         self.token = trio.lowlevel.current_trio_token()
+        self.back = threading.Event()
         self.state = _State.QUEUED
         self.cancelled = False
+        self.reschedule = True
+        """Whether the worker that is done with it wakes its task; one that is being cancelled waits
+        for `back` instead."""
         self.ended = False
 
 
@@ -57,7 +65,8 @@ class HogPool:
     async def run(self, guest: Guest, meter: Meter) -> bool:
         """Let a worker poll it. True when the guest has ended, False when it is to be looked at.
 
-        **Cancellation**: returns with the guest suspended; then the next checkpoint raises.
+        **Cancellation**: the guest is suspended when Cancelled comes out. Should the worker not
+        let go of it at once, this returns when it does, and the next checkpoint raises.
         """
         if not self._limit:
             await trio.lowlevel.checkpoint()
@@ -70,8 +79,19 @@ class HogPool:
                 if job.state is _State.QUEUED:
                     self._jobs.remove(job)
                     return trio.lowlevel.Abort.SUCCEEDED
+                if job.state is _State.BACK:  # its task is about to be woken
+                    return trio.lowlevel.Abort.FAILED
                 job.cancelled = True
-            self._ticker.tick()  # ends the slice it is in now
+                job.reschedule = False
+            # Its slice ends now. Waiting for that, briefly, hands the interpreter lock to the
+            # worker, which would else get it some milliseconds later from a busy trio thread.
+            self._ticker.tick()
+            if job.back.wait(HANDOVER):
+                return trio.lowlevel.Abort.SUCCEEDED
+            with self._changed:
+                if job.state is _State.BACK:
+                    return trio.lowlevel.Abort.SUCCEEDED
+                job.reschedule = True
             return trio.lowlevel.Abort.FAILED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
@@ -133,4 +153,7 @@ class HogPool:
                 self._jobs.append(job)
                 return
             job.state = _State.BACK
-        job.token.run_sync_soon(trio.lowlevel.reschedule, job.task)
+            reschedule = job.reschedule
+        job.back.set()
+        if reschedule:
+            job.token.run_sync_soon(trio.lowlevel.reschedule, job.task)
