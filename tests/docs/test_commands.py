@@ -51,8 +51,8 @@ def commands(document: Path) -> list[Command]:
         for line in block.splitlines():
             if line.startswith("$ "):
                 found.append((line[2:], []))
-            elif found and (found[-1][0].endswith("\\") or line.startswith("> ")):
-                found[-1] = (found[-1][0] + "\n" + line.removeprefix("> "), [])
+            elif line.startswith(">"):
+                found[-1] = (found[-1][0] + "\n" + line[1:].removeprefix(" "), [])
             elif line.strip():
                 found[-1][1].append(line)
     return found
