@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
+
+from spear_core.api import Artifact, ExecutionRequest, InstanceSpec, RuntimeInstanceId
+from spear_core.testing import make_context
 from spear_runtime_wasm._config import WasmConfig
 from spear_runtime_wasm._runtime import WasmRuntime, open_wasm_runtime
-
-from spear_core.api import (
-    Artifact,
-    ChannelFactory,
-    ChannelOffer,
-    ExecutionRequest,
-    Hostcalls,
-    InstanceSpec,
-    LocalChannel,
-    PluginContext,
-    RuntimeInstanceId,
-    SpearletConfig,
-)
 
 ECHO = b"""(module (memory (export "memory") 2) (global $next (mut i32) (i32.const 1024))
   (func (export "spear_alloc") (param i32) (result i32)
@@ -34,26 +23,6 @@ ECHO = b"""(module (memory (export "memory") 2) (global $next (mut i32) (i32.con
       (i64.extend_i32_u (local.get 1)))))"""
 LOOP = b'(module (func (export "_start") (loop (br 0))))'
 REQUEST = ExecutionRequest(execution_id="e", task_id="t", payload=b"x" * 1024)
-
-
-class DroppedLog(Hostcalls):
-    def log(
-        self, execution_id: str, message: str, *, level: str = "info", source: str = "guest"
-    ) -> None:
-        """Drop it."""
-
-    async def call(self, execution_id: str, name: str, payload: bytes) -> bytes:
-        raise NotImplementedError(name)
-
-
-class NoChannels(ChannelFactory):
-    def open_offer(
-        self, instance_id: RuntimeInstanceId
-    ) -> AbstractAsyncContextManager[ChannelOffer]:
-        raise NotImplementedError
-
-    def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:
-        raise NotImplementedError
 
 
 @attrs.frozen
@@ -90,16 +59,6 @@ def spec_of(artifact: Artifact) -> InstanceSpec:
 async def open_bench_runtime() -> AsyncIterator[Bench]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        context = PluginContext(
-            node_id="bench",
-            plugin="runtime-wasm",
-            state_dir=directory,
-            cache_dir=directory / "cache",
-            run_dir=directory,
-            log=logging.getLogger("bench"),
-            hostcalls=DroppedLog(),
-            channels=NoChannels(),
-            spearlet_config=SpearletConfig(),
-        )
+        context = make_context(directory, plugin="runtime-wasm")
         async with open_wasm_runtime(context, WasmConfig()) as runtime:
             yield Bench(runtime, directory)

@@ -14,6 +14,7 @@ import trio
 import wasmtime
 from _report import Report, percentile
 from _wasm import ECHO, REQUEST, open_bench_runtime, spec_of
+
 from spear_runtime_wasm._ffi import Guest, GuestLimits, load_library
 from spear_runtime_wasm._module import LoadedModule
 from spear_runtime_wasm._store import Machine

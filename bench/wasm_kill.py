@@ -9,9 +9,9 @@ from __future__ import annotations
 import trio
 from _report import Report, percentile
 from _wasm import LOOP, REQUEST, open_bench_runtime, spec_of
-from spear_runtime_wasm._runtime import WasmRuntime
 
 from spear_core.api import InstanceSpec
+from spear_runtime_wasm._runtime import WasmRuntime
 
 OTHERS = 100
 KILLS = 40

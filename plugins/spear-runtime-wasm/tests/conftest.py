@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -14,45 +13,24 @@ import pytest
 
 from spear_core.api import (
     Artifact,
-    ChannelFactory,
-    ChannelOffer,
     ExecutionRequest,
     ExecutionResponse,
-    Hostcalls,
     Instance,
     InstanceSpec,
-    LocalChannel,
     PluginContext,
     RuntimeInstanceId,
-    SpearletConfig,
 )
+from spear_core.testing import FakeHostcalls, make_context
 from spear_runtime_wasm._config import WasmConfig
 from spear_runtime_wasm._runtime import WasmRuntime, open_wasm_runtime
 
 
-class RecordedLog(Hostcalls):
-    """Hostcalls that keep what was logged."""
+class RecordedLog(FakeHostcalls):
+    """What guests logged, as tuples of execution, message, level and source."""
 
-    def __init__(self) -> None:
-        self.entries: list[tuple[str, str, str, str]] = []
-
-    def log(
-        self, execution_id: str, message: str, *, level: str = "info", source: str = "guest"
-    ) -> None:
-        self.entries.append((execution_id, message, level, source))
-
-    async def call(self, execution_id: str, name: str, payload: bytes) -> bytes:
-        raise AssertionError("no guest of this version makes hostcalls")
-
-
-class NoChannels(ChannelFactory):
-    def open_offer(
-        self, instance_id: RuntimeInstanceId
-    ) -> AbstractAsyncContextManager[ChannelOffer]:
-        raise AssertionError("wasm instances live in the node's process")
-
-    def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:
-        raise AssertionError("not used")
+    @property
+    def lines(self) -> list[tuple[str, str, str, str]]:
+        return [attrs.astuple(entry) for entry in self.entries]
 
 
 @pytest.fixture
@@ -62,19 +40,7 @@ def log() -> RecordedLog:
 
 @pytest.fixture
 def context(tmp_path: Path, log: RecordedLog) -> PluginContext:
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    return PluginContext(
-        node_id="test",
-        plugin="runtime-wasm",
-        state_dir=tmp_path / "state",
-        cache_dir=tmp_path / "cache",
-        run_dir=run_dir,
-        log=logging.getLogger("test.wasm"),
-        hostcalls=log,
-        channels=NoChannels(),
-        spearlet_config=SpearletConfig(),
-    )
+    return make_context(tmp_path, plugin="runtime-wasm", hostcalls=log)
 
 
 @pytest.fixture

@@ -108,14 +108,14 @@ async def test_the_log_of_a_computing_guest_arrives_meanwhile(guests: Any, log: 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(guests.run, CHATTY_LOOP)
         await trio.sleep(0.3)
-        assert len(log.entries) >= 5
+        assert len(log.lines) >= 5
         nursery.cancel_scope.cancel()
-    assert log.entries[0] == ("e1", "still here", "info", "guest")
+    assert log.lines[0] == ("e1", "still here", "info", "guest")
 
 
 async def test_cancelling_writes_one_warning(guests: Any, log: Any) -> None:
     await stopped_after(guests, LOOP, 0.02)
-    assert [entry[2] for entry in log.entries] == ["warn"]
+    assert [entry[2] for entry in log.lines] == ["warn"]
 
 
 async def test_a_guest_asleep(guests: Any) -> None:

@@ -79,12 +79,12 @@ def args(*numbers: int) -> str:
 async def test_log_levels(guests: Any, log: Any, level: int, name: str) -> None:
     answer = await ask(guests, f"(call $log {args(level, TEXT, 5)})", text=b"hello")
     assert answer.number == 0
-    assert log.entries == [("e1", "hello", name, "guest")]
+    assert log.lines == [("e1", "hello", name, "guest")]
 
 
 async def test_log_replaces_what_is_not_utf8(guests: Any, log: Any) -> None:
     await ask(guests, f"(call $log {args(2, TEXT, 3)})", text=b"a\xffb")
-    assert log.entries[0][1] == "a\ufffdb"
+    assert log.lines[0][1] == "a\ufffdb"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ async def test_log_refuses_bad_ranges(
 ) -> None:
     answer = await ask(guests, f"(call $log {args(2, ptr, length)})")
     assert answer.number == errno
-    assert len(log.entries) == (0 if errno else 1)
+    assert len(log.lines) == (0 if errno else 1)
 
 
 async def test_log_entries_keep_their_order(guests: Any, log: Any) -> None:
@@ -109,7 +109,7 @@ async def test_log_entries_keep_their_order(guests: Any, log: Any) -> None:
         (drop (call $log (i32.const 2) (i32.const 1) (i32.const 1)))
         (drop (call $log (i32.const 2) (i32.const 2) (i32.const 1)))))"""
     await guests.run(code)
-    assert [entry[1] for entry in log.entries] == ["a", "b", "c"]
+    assert [entry[1] for entry in log.lines] == ["a", "b", "c"]
 
 
 async def test_clocks(guests: Any) -> None:
@@ -223,7 +223,7 @@ async def test_without_an_exported_memory_pointers_are_efault(guests: Any, log: 
     )
     response = await guests.run(code)
     assert response.error is None
-    assert log.entries == []
+    assert log.lines == []
 
 
 async def test_hostcalls_work_in_the_start_function(guests: Any, log: Any) -> None:
@@ -234,7 +234,7 @@ async def test_hostcalls_work_in_the_start_function(guests: Any, log: Any) -> No
           (func $boot (drop (call $log (i32.const 2) (i32.const 0) (i32.const 4))))
           (start $boot) (func (export "_start")))"""
     )
-    assert [entry[1] for entry in log.entries] == ["boot"]
+    assert [entry[1] for entry in log.lines] == ["boot"]
 
 
 async def test_memory_that_grew_is_seen(guests: Any) -> None:

@@ -129,7 +129,7 @@ async def test_stdin_is_the_input_stdout_the_output_stderr_the_log(
 ) -> None:
     response = await guests.run(build(UPPER), b"hello, world")
     assert response.payload == b"HELLO, WORLD"
-    assert log.entries == [("e1", "12 bytes", "error", "stderr")]
+    assert log.lines == [("e1", "12 bytes", "error", "stderr")]
 
 
 async def test_arguments_and_environment_and_nothing_else(guests: Any, build: Any) -> None:
@@ -150,7 +150,7 @@ async def test_an_exit_code_is_a_failure_with_the_last_lines(
     assert (error.code, error.kind) == ("unknown", "exit")
     assert error.message == f"exited with code {code}: no newline at the end"
     assert error.details == {"exit_code": str(code), "stderr": "first\nno newline at the end"}
-    assert [entry[1] for entry in log.entries] == ["first", "no newline at the end"]
+    assert [entry[1] for entry in log.lines] == ["first", "no newline at the end"]
 
 
 async def test_exit_zero_completes(guests: Any, build: Any) -> None:
@@ -196,7 +196,7 @@ async def test_stdout_of_a_function_guest_is_log(guests: Any, log: Any, build: A
     )  # fmt: skip
     response = await guests.run(code, b"abc")
     assert response.payload == b"cba1"
-    assert ("e1", "3 bytes", "info", "stdout") in log.entries
+    assert ("e1", "3 bytes", "info", "stdout") in log.lines
 
 
 async def test_the_compiled_file_itself_runs(guests: Any, build: Any, tmp_path: Path) -> None:

@@ -74,27 +74,7 @@ class HogPool:
         job = _Job(guest, meter)
         self._submit(job)
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            with self._changed:
-                if job.state is _State.QUEUED:
-                    self._jobs.remove(job)
-                    return trio.lowlevel.Abort.SUCCEEDED
-                if job.state is _State.BACK:  # its task is about to be woken
-                    return trio.lowlevel.Abort.FAILED
-                job.cancelled = True
-                job.reschedule = False
-            # Its slice ends now. Waiting for that, briefly, hands the interpreter lock to the
-            # worker, which would else get it some milliseconds later from a busy trio thread.
-            self._ticker.tick()
-            if job.back.wait(HANDOVER):
-                return trio.lowlevel.Abort.SUCCEEDED
-            with self._changed:
-                if job.state is _State.BACK:
-                    return trio.lowlevel.Abort.SUCCEEDED
-                job.reschedule = True
-            return trio.lowlevel.Abort.FAILED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        await trio.lowlevel.wait_task_rescheduled(lambda _: self._abort(job))
         return job.ended
 
     def close(self) -> None:
@@ -115,6 +95,29 @@ class HogPool:
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
                 self._threads.append(thread)
                 thread.start()
+
+    def _abort(self, job: _Job) -> trio.lowlevel.Abort:
+        """On the trio thread: get the job back, now if possible."""
+        with self._changed:
+            if job.state is _State.QUEUED:
+                self._jobs.remove(job)
+                return trio.lowlevel.Abort.SUCCEEDED
+            if job.state is _State.BACK:  # its task is about to be woken
+                return trio.lowlevel.Abort.FAILED
+            job.cancelled = True
+            job.reschedule = False
+        # Its slice ends now. Waiting for that, briefly, hands the interpreter lock to the worker,
+        # which would else get it some milliseconds later from a busy trio thread.
+        self._ticker.tick()
+        if not job.back.wait(HANDOVER) and not self._is_back(job):
+            return trio.lowlevel.Abort.FAILED
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _is_back(self, job: _Job) -> bool:
+        """Whether it is; if not, the worker will wake its task."""
+        with self._changed:
+            job.reschedule = job.state is not _State.BACK
+            return not job.reschedule
 
     def _work(self) -> None:
         poller = self._ticker.add_poller(time.thread_time)
