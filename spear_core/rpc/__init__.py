@@ -1,1 +1,20 @@
-"""Frames, heads and sessions: the protocol of ``docs/wire-format.md`` over any channel."""
+"""Frames, heads and sessions: the protocol of ``docs/wire-format.md`` over any channel.
+
+``framing`` and ``codec`` are pure; ``socket_channel`` moves frames over a socket; ``session``
+correlates requests and answers; ``handshake`` is the first frame each way.
+"""
+
+from spear_core.rpc.handshake import hello, welcome
+from spear_core.rpc.session import Call, Reply, Session, SessionLimits, open_session
+from spear_core.rpc.socket_channel import SocketChannel
+
+__all__ = [
+    "Call",
+    "Reply",
+    "Session",
+    "SessionLimits",
+    "SocketChannel",
+    "hello",
+    "open_session",
+    "welcome",
+]

@@ -34,8 +34,9 @@ def encode_header(message: Message, *, max_frame: int = MAX_FRAME) -> bytes:
     """
     head_size = len(message.head)
     payload = message.payload
-    size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
-    length = _FIXED + head_size + size
+    if isinstance(payload, memoryview) and payload.nbytes != len(payload):
+        raise ValueError("a payload is a plain run of bytes; cast the memoryview to 'B'")
+    length = _FIXED + head_size + len(payload)
     if head_size > 0xFFFF:
         raise ValueError(f"a head has at most 65535 bytes, this one {head_size}")
     if length > max_frame:
@@ -150,13 +151,13 @@ class _LargeFrame:
     def __init__(
         self,
         kind: int,
-        id: int,
+        id_: int,
         flags: int,
         head_size: int,
         size: int,
-        held: memoryview,  # noqa: A002
+        held: memoryview,
     ) -> None:
-        self._kind, self._id, self._flags, self._head_size = kind, id, flags, head_size
+        self._kind, self._id, self._flags, self._head_size = kind, id_, flags, head_size
         self._size = size
         self._body = bytearray(min(size, max(_FIRST_STEP, len(held))))
         self._body[: len(held)] = held
