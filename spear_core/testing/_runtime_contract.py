@@ -1,0 +1,529 @@
+"""The contract suite for runtimes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+import trio
+
+from spear_core.api import (
+    Artifact,
+    Capability,
+    ExecutionRequest,
+    ExecutionResponse,
+    ExecutionStatus,
+    Fingerprint,
+    Health,
+    Instance,
+    InstanceSpec,
+    Limits,
+    Runtime,
+    RuntimeInstanceId,
+    RuntimeSpec,
+)
+from spear_core.errors import InstanceError, UnsupportedArtifactError
+from spear_core.testing._fakes import FakeHostcalls, make_context, open_channels
+from spear_core.testing._promise import promise
+from spear_core.testing._resources import Resources
+
+__all__ = ["RuntimeContract", "Sample"]
+
+_CODES = frozenset(
+    {
+        "aborted",
+        "already_exists",
+        "cancelled",
+        "data_loss",
+        "deadline_exceeded",
+        "failed_precondition",
+        "internal",
+        "invalid_argument",
+        "not_found",
+        "out_of_range",
+        "permission_denied",
+        "resource_exhausted",
+        "unauthenticated",
+        "unavailable",
+        "unimplemented",
+        "unknown",
+    }
+)
+"""gRPC's status names: https://grpc.io/docs/guides/status-codes/"""
+
+
+@attrs.frozen(kw_only=True)
+class Sample:
+    """A piece of code for the runtime under test."""
+
+    filename: str
+    content: bytes | str
+    entry: str = ""
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    executable: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class _Opened:
+    """A runtime and what the suite needs beside it."""
+
+    runtime: Runtime
+    hostcalls: FakeHostcalls
+    folder: Path
+    spec: RuntimeSpec[Any]
+
+    def artifact(
+        self, sample: Sample, *, reuse: bool = False, limits: Limits | None = None
+    ) -> Artifact:
+        """The sample as the node would store it."""
+        content = sample.content.encode() if isinstance(sample.content, str) else sample.content
+        digest = hashlib.sha256(content).hexdigest()
+        stored = self.folder / "artifacts" / digest / sample.filename
+        if not stored.exists():
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            stored.write_bytes(content)
+            stored.chmod(0o555 if sample.executable else 0o444)
+        shape = self.spec.recognise(stored, content[:4096], sample.entry)
+        assert shape is not None, f"recognise does not know {sample.filename}"
+        return Artifact(
+            name="sample",
+            version=1,
+            digest=digest,
+            runtime=self.spec.name,
+            shape=shape,
+            path=stored,
+            filename=sample.filename,
+            entry=sample.entry,
+            env=sample.env,
+            args=sample.args,
+            limits=limits or Limits(),
+            reuse=reuse,
+        )
+
+    @asynccontextmanager
+    async def instance(self, artifact: Artifact, name: str = "") -> AsyncGenerator[Instance, None]:
+        """An instance of a prepared artifact."""
+        await self.runtime.prepare(artifact)
+        name = name or f"i{next(_numbers)}"
+        identity = RuntimeInstanceId(runtime_type=self.spec.name, instance_id=name)
+        async with self.runtime.open_instance(InstanceSpec(id=identity, artifact=artifact)) as made:
+            yield made
+
+    async def run_once(self, artifact: Artifact, payload: bytes = b"") -> ExecutionResponse:
+        """One execution on an instance of its own."""
+        async with self.instance(artifact) as instance:
+            return await instance.execute(_request(payload))
+
+
+_numbers = itertools.count(1)
+
+
+def _request(payload: bytes = b"") -> ExecutionRequest:
+    number = next(_numbers)
+    return ExecutionRequest(execution_id=f"e{number}", task_id=f"t{number}", payload=payload)
+
+
+def _assert_failed(response: ExecutionResponse) -> None:
+    assert response.status is ExecutionStatus.FAILED
+    assert response.error is not None, "a failed response says why"
+    assert response.error.message, "the error has no message"
+    assert "\n" not in response.error.message, "the message is not one line"
+    assert response.error.code in _CODES, f"{response.error.code!r} is no gRPC status name"
+
+
+def _assert_completed(response: ExecutionResponse, payload: bytes) -> None:
+    assert response.error is None, response.error
+    assert response.status is ExecutionStatus.COMPLETED
+    assert len(response.payload) == len(payload)
+    assert response.payload == payload
+
+
+class RuntimeContract:
+    """What every runtime promises. Subclass it, set :attr:`spec` and give sample code::
+
+        class TestUpper(RuntimeContract):
+            spec = SPEC
+            echo = Sample(filename="echo.upper", content="…")
+            fails = Sample(filename="fails.upper", content="…")
+
+    A sample left at ``None`` skips the tests that need it. Where the backend is ``undetected`` on
+    this machine, the tests that need it are skipped; where it is ``unhealthy``, they fail.
+    """
+
+    spec: ClassVar[RuntimeSpec[Any]]
+    """The runtime under test."""
+    config: ClassVar[Any] = None
+    """Its configuration; ``None``: the defaults."""
+    patience: float = 60.0
+    """Seconds after which a test that still waits has failed."""
+
+    echo: ClassVar[Sample]
+    """Answers with its input, whatever the bytes."""
+    fails: ClassVar[Sample]
+    """Fails by its own doing: an exception, a trap, an exit code."""
+    loops: ClassVar[Sample | None] = None
+    """Computes for ever and never looks up. Needed with ``Capability.CANCEL``."""
+    hungry: ClassVar[Sample | None] = None
+    """Uses 256 MiB of memory, then answers. Needed with ``Capability.MEMORY_LIMIT``."""
+    logs: ClassVar[Sample | None] = None
+    """Logs a line that contains ``hello from the guest``, then answers."""
+    malformed: ClassVar[Sample | None] = None
+    """Recognised by the runtime, but broken; ``None`` where any file of its kind can be run."""
+    foreign: ClassVar[Sample] = Sample(filename="foreign.unheard-of", content=b"\x00\x01\x02")
+    """A file that is not for this runtime."""
+
+    @asynccontextmanager
+    async def open_runtime(self, tmp_path: Path) -> AsyncGenerator[_Opened, None]:
+        """The runtime, as a node opens it, on the transports it names."""
+        config = self.spec.config_cls() if self.config is None else self.config
+        hostcalls = FakeHostcalls()
+        async with open_channels(tmp_path, self.spec.transports) as channels:
+            context = make_context(tmp_path, hostcalls=hostcalls, channels=channels)
+            async with self.spec.open(context, config) as runtime:
+                opened = _Opened(
+                    runtime=runtime, hostcalls=hostcalls, folder=tmp_path, spec=self.spec
+                )
+                await self._require_backend(opened)
+                yield opened
+
+    async def _require_backend(self, opened: _Opened) -> None:
+        found = await opened.runtime.fingerprint()
+        if found.health is Health.UNDETECTED:
+            pytest.skip(f"{self.spec.name}: {found.message}")
+        assert found.health is Health.HEALTHY, found.message
+
+    def _sample(self, name: str) -> Sample:
+        sample: Sample | None = getattr(self, name)
+        if sample is None:
+            pytest.skip(f"the sample {name!r} is not given")
+        return sample
+
+    # ---- declaration
+
+    def test_capabilities_and_samples_agree(self) -> None:
+        """Every capability that is declared is tested, so its sample is there."""
+        needed = {Capability.CANCEL: "loops", Capability.MEMORY_LIMIT: "hungry"}
+        missing = [
+            name
+            for capability, name in needed.items()
+            if capability in self.spec.capabilities and getattr(self, name) is None
+        ]
+        assert missing == [], "capabilities without the sample that shows them"
+
+    def test_reusable_shapes_need_reuse(self) -> None:
+        """``reusable_shapes`` is empty without ``Capability.REUSE``."""
+        assert not self.spec.reusable_shapes or Capability.REUSE in self.spec.capabilities
+
+    def test_recognises_its_own_files_only(self, tmp_path: Path) -> None:
+        """``recognise``: a shape for the samples, ``None`` for others; it reads no files and never
+        raises."""
+        names = ("echo", "fails", "loops", "hungry", "logs", "malformed")
+        for sample in filter(None, (getattr(self, name) for name in names)):
+            content = sample.content.encode() if isinstance(sample.content, str) else sample.content
+            where = tmp_path / "absent" / sample.filename
+            if not sample.executable:
+                assert self.spec.recognise(where, content[:4096], sample.entry), sample.filename
+        foreign = self.foreign.content
+        assert isinstance(foreign, bytes)
+        assert self.spec.recognise(tmp_path / self.foreign.filename, foreign, "") is None
+        for junk in (b"", b"\xff" * 4096, os.urandom(100)):
+            self.spec.recognise(tmp_path / "x\udcff", junk, "entry:with:colons")
+
+    @promise
+    async def test_fingerprint_describes_the_backend(self, tmp_path: Path) -> None:
+        """``fingerprint``: one of three answers, with a line that says what was found or what to
+        do; it can be asked again and again."""
+        async with self.open_runtime(tmp_path) as opened:
+            for _ in range(2):
+                found = await opened.runtime.fingerprint()
+                assert isinstance(found, Fingerprint)
+                assert "\n" not in found.message
+                assert found.message or found.health is Health.HEALTHY
+
+    # ---- prepare
+
+    @promise
+    async def test_prepare_again(self, tmp_path: Path) -> None:
+        """``prepare``: doing it again is fine, also for several at a time and after a restart."""
+        for _ in range(2):
+            async with self.open_runtime(tmp_path) as opened:
+                artifact = opened.artifact(self.echo)
+                async with trio.open_nursery() as nursery:
+                    for _ in range(3):
+                        nursery.start_soon(opened.runtime.prepare, artifact)
+                await opened.runtime.prepare(artifact)
+                _assert_completed(await opened.run_once(artifact, b"again"), b"again")
+
+    @promise
+    async def test_cancelled_prepare_can_be_done_again(self, tmp_path: Path) -> None:
+        """``prepare``, cancelled: leaves nothing half-made that a later call takes for whole."""
+        async with self.open_runtime(tmp_path) as opened:
+            artifact = opened.artifact(self.echo)
+            for delay in (0, 0.001, 0.01):
+                with trio.move_on_after(delay):
+                    await opened.runtime.prepare(artifact)
+            _assert_completed(await opened.run_once(artifact, b"whole"), b"whole")
+
+    @promise
+    async def test_malformed_code_is_refused(self, tmp_path: Path) -> None:
+        """``prepare`` raises ``UnsupportedArtifactError`` when the code is at fault; the runtime
+        goes on."""
+        malformed = self._sample("malformed")
+        async with self.open_runtime(tmp_path) as opened:
+            for _ in range(2):
+                with pytest.raises(UnsupportedArtifactError):
+                    await opened.runtime.prepare(opened.artifact(malformed))
+            _assert_completed(await opened.run_once(opened.artifact(self.echo), b"on"), b"on")
+
+    @promise
+    async def test_prepare_leaves_the_code_alone(self, tmp_path: Path) -> None:
+        """``Artifact.path`` is content-addressed and never written again."""
+        async with self.open_runtime(tmp_path) as opened:
+            artifact = opened.artifact(self.echo)
+            await opened.run_once(artifact, b"x")
+            assert hashlib.sha256(artifact.path.read_bytes()).hexdigest() == artifact.digest
+            assert [p.name for p in artifact.path.parent.iterdir()] == [artifact.filename]
+
+    # ---- execute
+
+    @promise
+    async def test_output_is_what_the_guest_made_of_the_input(self, tmp_path: Path) -> None:
+        """``execute``: input and output pass unchanged, empty or a mebibyte, all byte values."""
+        async with self.open_runtime(tmp_path) as opened:
+            artifact = opened.artifact(self.echo)
+            for payload in (b"", b"text\n", bytes(range(256)), os.urandom(1 << 20)):
+                _assert_completed(await opened.run_once(artifact, payload), payload)
+
+    @promise
+    async def test_failure_of_the_guest_is_a_response(self, tmp_path: Path) -> None:
+        """``execute``: a failure of the guest's own code is a response with status ``FAILED``, a
+        gRPC code and a message of one line."""
+        async with self.open_runtime(tmp_path) as opened:
+            _assert_failed(await opened.run_once(opened.artifact(self.fails), b"x"))
+
+    @promise
+    async def test_failure_concerns_that_execution_only(self, tmp_path: Path) -> None:
+        """A failed guest leaves its instance fit for the next execution, unless ``wait_failed``
+        returns, and other instances untouched."""
+        async with self.open_runtime(tmp_path) as opened:
+            reuse = Capability.REUSE in self.spec.capabilities
+            failing, echo = opened.artifact(self.fails, reuse=reuse), opened.artifact(self.echo)
+            async with opened.instance(echo) as other, opened.instance(failing) as instance:
+                _assert_failed(await instance.execute(_request()))
+                if reuse and not await _has_failed(instance):
+                    _assert_failed(await instance.execute(_request()))
+                _assert_completed(await other.execute(_request(b"fine")), b"fine")
+
+    @promise
+    async def test_instance_is_reused(self, tmp_path: Path) -> None:
+        """``Capability.REUSE``: one instance serves many executions, one after the other."""
+        if Capability.REUSE not in self.spec.capabilities:
+            pytest.skip("REUSE is not declared")
+        async with (
+            self.open_runtime(tmp_path) as opened,
+            opened.instance(opened.artifact(self.echo, reuse=True)) as instance,
+        ):
+            for number in range(5):
+                payload = b"%d" % number
+                await instance.check_health()
+                _assert_completed(await instance.execute(_request(payload)), payload)
+                assert instance.statistics().executions == number + 1
+
+    @promise
+    async def test_instances_run_side_by_side(self, tmp_path: Path) -> None:
+        """Instances are independent: several of one artifact execute at the same time."""
+        async with self.open_runtime(tmp_path) as opened:
+            artifact = opened.artifact(self.echo)
+
+            async def run(payload: bytes) -> None:
+                _assert_completed(await opened.run_once(artifact, payload), payload)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(5):
+                    nursery.start_soon(run, bytes([number]) * 1000)
+
+    @promise
+    async def test_logs_reach_the_node(self, tmp_path: Path) -> None:
+        """What the guest logs goes to ``Hostcalls.log`` under its own execution, and not into its
+        output."""
+        sample = self._sample("logs")
+        async with self.open_runtime(tmp_path) as opened:
+            async with opened.instance(opened.artifact(sample)) as instance:
+                request = _request(b"x")
+                response = await instance.execute(request)
+                assert response.error is None, response.error
+            assert "hello from the guest" in opened.hostcalls.text_of(request.execution_id)
+            assert b"hello from the guest" not in response.payload
+            assert {e.execution_id for e in opened.hostcalls.entries} == {request.execution_id}
+
+    @promise
+    async def test_memory_limit_holds(self, tmp_path: Path) -> None:
+        """``Capability.MEMORY_LIMIT``: a guest over ``Limits.memory_bytes`` fails; under it, it
+        does not."""
+        if Capability.MEMORY_LIMIT not in self.spec.capabilities:
+            pytest.skip("MEMORY_LIMIT is not declared")
+        sample = self._sample("hungry")
+        async with self.open_runtime(tmp_path) as opened:
+            tight = opened.artifact(sample, limits=Limits(memory_bytes=128 << 20))
+            _assert_failed(await opened.run_once(tight))
+            ample = opened.artifact(sample, limits=Limits(memory_bytes=768 << 20))
+            response = await opened.run_once(ample)
+            assert response.error is None, response.error
+
+    # ---- cancellation
+
+    @promise
+    async def test_cancelled_execution_stops_the_guest(self, tmp_path: Path) -> None:
+        """``execute``, cancelled: when ``Cancelled`` comes out, nothing of it still runs."""
+        if Capability.CANCEL not in self.spec.capabilities:
+            pytest.skip("CANCEL is not declared")
+        loops = self._sample("loops")
+        async with self.open_runtime(tmp_path) as opened:
+            artifact = opened.artifact(loops)
+            async with opened.instance(artifact) as instance:
+                with trio.move_on_after(0.3) as scope:
+                    await instance.execute(_request())
+                assert scope.cancelled_caught, "the sample 'loops' came to an end"
+                before = Resources.now().cpu_seconds
+                await trio.sleep(0.5)
+                burnt = Resources.now().cpu_seconds - before
+            assert burnt < 0.25, f"{burnt:.2f} s of cpu in the 0.5 s after the cancellation"
+
+    @promise
+    async def test_cancelled_execution_leaves_others_alone(self, tmp_path: Path) -> None:
+        """Cancelling one execution does not touch another instance; an endless loop does not stop
+        the node."""
+        if Capability.CANCEL not in self.spec.capabilities:
+            pytest.skip("CANCEL is not declared")
+        loops = self._sample("loops")
+        async with self.open_runtime(tmp_path) as opened:
+            echo = opened.artifact(self.echo)
+            async with opened.instance(opened.artifact(loops)) as busy:
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(busy.execute, _request())
+                        await trio.sleep(0.1)
+                        _assert_completed(await opened.run_once(echo, b"1"), b"1")
+                        scope.cancel()
+            _assert_completed(await opened.run_once(echo, b"2"), b"2")
+
+    @promise
+    async def test_cancelled_opening_leaves_nothing(self, tmp_path: Path) -> None:
+        """``open_instance``, cancelled: nothing of the instance is left."""
+        async with self.open_runtime(tmp_path) as opened:
+            artifact = opened.artifact(self.echo)
+            await opened.run_once(artifact, b"warm")
+            before = Resources.now()
+            for delay in (0, 0, 0.001, 0.005):
+                with trio.move_on_after(delay):
+                    async with opened.instance(artifact):
+                        await trio.sleep_forever()
+            assert await Resources.settled(before) == []
+            _assert_completed(await opened.run_once(artifact, b"still"), b"still")
+
+    # ---- the instance
+
+    @promise
+    async def test_instance_has_the_id_it_was_given(self, tmp_path: Path) -> None:
+        """``Instance.id`` is the id of its ``InstanceSpec``."""
+        async with (
+            self.open_runtime(tmp_path) as opened,
+            opened.instance(opened.artifact(self.echo), name="chosen-7") as instance,
+        ):
+            assert instance.id == RuntimeInstanceId(
+                runtime_type=self.spec.name, instance_id="chosen-7"
+            )
+
+    @promise
+    async def test_idle_instance_is_healthy(self, tmp_path: Path) -> None:
+        """``check_health`` returns, and ``wait_failed`` waits, while an instance is fit."""
+        async with (
+            self.open_runtime(tmp_path) as opened,
+            opened.instance(opened.artifact(self.echo)) as instance,
+        ):
+            await instance.check_health()
+            assert not await _has_failed(instance)
+            await instance.check_health()
+
+    @promise
+    async def test_statistics_count_executions(self, tmp_path: Path) -> None:
+        """``statistics``: executions since the start; cpu and memory never negative."""
+        async with (
+            self.open_runtime(tmp_path) as opened,
+            opened.instance(opened.artifact(self.echo)) as instance,
+        ):
+            assert instance.statistics().executions == 0
+            await instance.execute(_request(b"x"))
+            after = instance.statistics()
+            assert after.executions == 1
+            assert (after.cpu_seconds or 0) >= 0
+            assert (after.memory_bytes or 0) >= 0
+
+    @promise
+    async def test_instances_leave_nothing_behind(self, tmp_path: Path) -> None:
+        """``open_instance``: leaving the block ends the instance and everything it started: no
+        process, thread or open file is left, nor a file in ``run_dir``."""
+        async with self.open_runtime(tmp_path) as opened:
+            artifact, failing = opened.artifact(self.echo), opened.artifact(self.fails)
+            await opened.run_once(artifact, b"warm")
+            before = Resources.now()
+            for _ in range(3):
+                await opened.run_once(artifact, b"x")
+                await opened.run_once(failing, b"x")
+            assert await Resources.settled(before) == []
+
+    @promise
+    async def test_instance_ends_when_its_block_fails(self, tmp_path: Path) -> None:
+        """``open_instance``: when the block ends by an exception, the instance ends at once and
+        the exception passes."""
+        loops = self.loops or self.echo
+        async with self.open_runtime(tmp_path) as opened:
+            artifact = opened.artifact(loops)
+            await opened.run_once(opened.artifact(self.echo), b"warm")
+            before = Resources.now()
+
+            async def fail() -> None:
+                async with opened.instance(artifact) as instance, trio.open_nursery() as nursery:
+                    nursery.start_soon(instance.execute, _request())
+                    await trio.sleep(0.05)
+                    raise ValueError("on purpose")
+
+            with pytest.raises((ValueError, BaseExceptionGroup)) as caught:
+                await fail()
+            assert _leaves(caught.value) == [ValueError]
+            assert await Resources.settled(before) == []
+
+    @promise
+    async def test_runtime_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        """``RuntimeSpec.open``: after its block, nothing that it started is left."""
+        async with self.open_runtime(tmp_path) as opened:
+            await opened.run_once(opened.artifact(self.echo), b"warm")
+        before = Resources.now()
+        async with self.open_runtime(tmp_path) as opened:
+            await opened.run_once(opened.artifact(self.echo), b"x")
+        assert await Resources.settled(before) == []
+
+
+async def _has_failed(instance: Instance) -> bool:
+    """Whether ``wait_failed`` returns, for which it gets a moment."""
+    with trio.move_on_after(0.1):
+        reason = await instance.wait_failed()
+        assert reason, "wait_failed gave no reason"
+        with pytest.raises(InstanceError):
+            await instance.check_health()
+        return True
+    return False
+
+
+def _leaves(exc: BaseException) -> list[type[BaseException]]:
+    if isinstance(exc, BaseExceptionGroup):
+        return [leaf for each in exc.exceptions for leaf in _leaves(each)]
+    return [type(exc)]
