@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -66,13 +67,13 @@ class Offer(ChannelOffer):
         connection, _ = self._listener.accept()
         connection.setblocking(False)
         channel = SocketChannel(connection)
-        await welcome(channel, self._verify, node_id="bench")
+        await welcome(channel, self._verify)
         return channel
 
-    def _verify(self, hello: dict[str, object]) -> None:
-        secret = hello["secret"]
-        if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self.secret):
+    def _verify(self, hello: dict[str, Any]) -> dict[str, Any]:
+        if not hmac.compare_digest(hello["secret"], self.secret):
             raise ChannelAuthError("wrong secret")
+        return {"node": "bench", "max_frame": 65 << 20}
 
 
 @attrs.frozen

@@ -85,7 +85,9 @@ async def main() -> None:
         for zygote, label in (("lazy", "from the zygote"), ("off", "without the zygote")):
             first, later, size = await agent(zygote)
             target = "<= 20" if zygote == "lazy" else None
-            report.row(f"agent {label}, p50", percentile(later, 50), "ms", floor=bare, target=target)
+            report.row(
+                f"agent {label}, p50", percentile(later, 50), "ms", floor=bare, target=target
+            )
             report.row(f"agent {label}, min", min(later), "ms", floor=bare)
             report.row(f"agent {label}, the very first", first, "ms", floor=bare)
             report.row(f"agent {label}, PSS of one more", size, "MiB", target="<= 15")

@@ -76,15 +76,16 @@ class SocketOffer(ChannelOffer):
             connection.setblocking(False)
             channel = SocketChannel(connection)
             try:
-                await welcome(channel, self._verify, node_id="n1")
+                await welcome(channel, self._verify)
             except ChannelAuthError:
                 await channel.aclose()
             else:
                 return channel
 
-    def _verify(self, hello: dict[str, object]) -> None:
-        if not hmac.compare_digest(hello["secret"], self.secret):  # type: ignore[call-overload]
+    def _verify(self, hello: dict[str, Any]) -> dict[str, Any]:
+        if not hmac.compare_digest(hello["secret"], self.secret):
             raise ChannelAuthError("wrong secret")
+        return {"node": "n1", "max_frame": 65 << 20}
 
 
 class SocketChannels(ChannelFactory):

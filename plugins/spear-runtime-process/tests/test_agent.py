@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import trio
+import trio.testing
 
 from spear_core.api import ExecutionStatus, IsolationLevel, Limits
 from spear_core.errors import (
@@ -18,8 +23,11 @@ from spear_core.errors import (
     InstanceStartError,
     IsolationUnavailableError,
 )
+from spear_runtime_process._cgroup import find_cgroups
 from spear_runtime_process._machine import look_around
+from spear_runtime_process.inside import wire
 
+HAS_CGROUPS = find_cgroups()[0] is not None
 ECHO = """
     import os, sys, time
     from spear_sdk import Context, function
@@ -242,7 +250,7 @@ async def test_memory_limit(single, place, make_request, start, use_cgroups) -> 
         response = await call(instance, make_request, "hog")
         assert response.status is ExecutionStatus.FAILED
         if response.error.kind == "MemoryError":  # RLIMIT_DATA; the worker lives on
-            assert not use_cgroups
+            assert not (use_cgroups and HAS_CGROUPS)
         else:
             assert response.error.code == "resource_exhausted"
             assert "memory limit of 96 MiB" in response.error.message
@@ -314,20 +322,53 @@ async def test_the_zygote_is_started_again(place, echo, make_request) -> None:
             assert again != zygote
 
 
-async def test_a_preload_with_threads_means_cold_starts(
-    place, single, echo, make_request, tmp_path, caplog
+async def test_a_module_that_cannot_be_preloaded_is_reported(
+    place, echo, make_request, caplog
 ) -> None:
-    from spear_runtime_process import _launchers
-
-    (tmp_path / "threaded.py").write_text(
-        "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=(30,), daemon=True).start()\n"
-    )
     async with place.open(zygote="start", preload=("no_such_module",)) as runtime:
-        assert isinstance(runtime._launchers, _launchers.Launchers)
         await runtime.prepare(echo)
         with trio.fail_after(5):
             while "no_such_module" not in caplog.text:
                 await trio.sleep(0.01)
         async with runtime.open_instance(place.spec(echo)) as instance:
             assert (await call(instance, make_request, "main", b"x")).payload == b"x"
+
+
+async def test_an_unfit_zygote_means_cold_starts(place, echo, make_request, caplog) -> None:
+    async with place.open() as runtime:
+        await runtime.prepare(echo)
+        for _ in range(3):
+            zygote = await runtime._launchers.zygote()
+            assert zygote is not None
+            os.kill(zygote.pid, signal.SIGKILL)
+            with trio.fail_after(5):
+                await zygote.wait_unfit()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await runtime._launchers.zygote() is None
+        async with runtime.open_instance(place.spec(echo)) as instance:
+            assert (await call(instance, make_request, "main", b"x")).payload == b"x"
+
+
+PRELOAD = """
+import socket, sys
+sys.path[:0] = sys.argv[2:]
+from spear_runtime_process.inside.launcher import Launcher
+Launcher(socket.socket(fileno=int(sys.argv[1]))).preload("threaded")
+"""
+
+
+def test_a_preload_that_starts_a_thread_makes_the_zygote_unfit(tmp_path: Path) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(1,), daemon=True).start()\n"
+    )
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        arguments = [sys.executable, "-c", PRELOAD, str(theirs.fileno()), str(tmp_path)]
+        subprocess.run(arguments, pass_fds=[theirs.fileno()], check=True)
+        reader = wire.Reader(ours)
+        assert reader.receive()
+        received = reader.next()
+    assert received is not None
+    assert received[0]["op"] == "unfit"
+    assert "preloading threaded started a thread" in received[0]["text"]

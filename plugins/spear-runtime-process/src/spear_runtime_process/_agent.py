@@ -27,6 +27,7 @@ from spear_core.api import (
 )
 from spear_core.errors import ChannelError, InstanceLostError, InstanceStartError, SpearError
 from spear_core.rpc import Call, Reply, Session, open_session
+from spear_core.rpc.codec import execution_request_to_args, execution_response_from_head
 from spear_runtime_process._guest import Guest, GuestSpec, open_guest, open_scratch
 from spear_runtime_process._launchers import SDK_WORKER, Launchers
 from spear_runtime_process._nursery import open_service_nursery
@@ -34,7 +35,7 @@ from spear_runtime_process._plan import Confiner, Plan
 from spear_runtime_process._streams import Lines
 
 _TERM_SECONDS = 0.5
-_EXIT_STATUS_SECONDS = 2.0
+_EXIT_STATUS_SECONDS = 0.5
 
 
 class AgentInstance(Instance):
@@ -93,7 +94,10 @@ class AgentInstance(Instance):
         before = self._guest.cheap_cpu_seconds()
         finished = False
         try:
-            reply = await self._ask(request)
+            if self._plan.bounds.cpu is None:
+                response = await self._ask(request)
+            else:
+                response = await self._ask_watched(request)
             finished = True
         except ChannelError as exc:
             finished = True
@@ -107,60 +111,35 @@ class AgentInstance(Instance):
         self._drain()
         after = self._guest.cheap_cpu_seconds()
         used = None if before is None or after is None else after - before
-        return self._response(reply, used)
+        return self._complete(response, used)
 
-    async def _ask(self, request: ExecutionRequest) -> Reply:
-        arguments = {
-            "execution_id": request.execution_id,
-            "task_id": request.task_id,
-            "attempt": request.attempt,
-            "entry": request.entry,
-            "content_type": request.content_type,
-            "deadline_s": request.deadline_s,
-            "trace": request.trace,
-        }
-        if self._plan.bounds.cpu is None:
-            return await self._session.request("execute", arguments, request.payload)
+    async def _ask(self, request: ExecutionRequest) -> ExecutionResponse:
+        arguments = execution_request_to_args(request)
+        reply = await self._session.request("execute", arguments, request.payload)
+        return execution_response_from_head(reply.head, reply.payload)
+
+    async def _ask_watched(self, request: ExecutionRequest) -> ExecutionResponse:
+        """The same under a limit of CPU time."""
         async with open_service_nursery() as nursery:
             nursery.start_soon(self._guest.watch_cpu, self._plan.bounds.cpu)
             try:
-                return await self._session.request("execute", arguments, request.payload)
+                return await self._ask(request)
             finally:
                 nursery.cancel_scope.cancel()
 
-    def _response(self, reply: Reply, cpu: float | None) -> ExecutionResponse:
-        head = reply.head
-        told = head.get("usage") or {}
-        usage = ExecutionUsage(
-            cpu_seconds=told.get("cpu_seconds", cpu),
-            peak_memory_bytes=told.get("peak_memory_bytes"),
+    def _complete(self, response: ExecutionResponse, cpu: float | None) -> ExecutionResponse:
+        """Hold the answer to the output limit and add what only we know."""
+        told = response.usage
+        usage = attrs.evolve(
+            told,
+            cpu_seconds=cpu if told.cpu_seconds is None else told.cpu_seconds,
             isolation=self._plan.level,
         )
-        if head.get("status") == "completed":
-            if len(reply.payload) > self._plan.bounds.output:
-                limit = self._plan.bounds.output
-                message = (
-                    f"{self._name} returned {len(reply.payload)} bytes, over its limit of {limit}"
-                )
-                return self._failure(
-                    ErrorInfo(code="resource_exhausted", message=message, kind="output"), usage
-                )
-            return ExecutionResponse(
-                status=ExecutionStatus.COMPLETED,
-                payload=bytes(reply.payload),
-                content_type=head.get("content_type", "application/octet-stream"),
-                usage=usage,
-            )
-        error = head.get("error") or {}
-        info = ErrorInfo(
-            code=str(error.get("code", "unknown")),
-            message=str(error.get("message", "the agent failed without a reason")),
-            kind=str(error.get("kind", "")),
-            details={str(k): str(v) for k, v in (error.get("details") or {}).items()},
-        )
-        return self._failure(info, usage)
-
-    def _failure(self, error: ErrorInfo, usage: ExecutionUsage) -> ExecutionResponse:
+        size, limit = len(response.payload), self._plan.bounds.output
+        if size <= limit:
+            return attrs.evolve(response, usage=usage)
+        message = f"{self._name} returned {size} bytes, more than its limit of {limit}"
+        error = ErrorInfo(code="resource_exhausted", message=message, kind="output")
         return ExecutionResponse(status=ExecutionStatus.FAILED, error=error, usage=usage)
 
     def _drain(self) -> None:
@@ -177,10 +156,11 @@ class AgentInstance(Instance):
             self.fail(error.message)
             if error.code == "resource_exhausted":
                 usage = ExecutionUsage(isolation=self._plan.level)
-                details = {**error.details, "stderr": self.stderr.tail}
-                return self._failure(attrs.evolve(error, details=details), usage)
+                error = attrs.evolve(error, details={**error.details, "stderr": self.stderr.tail})
+                return ExecutionResponse(status=ExecutionStatus.FAILED, error=error, usage=usage)
             raise InstanceLostError(f"{error.message} in the middle of an execution")
         self.fail(f"{self._name} broke its channel: {reason}")
+        await self._guest.end()
         raise InstanceLostError(self._reason) from reason
 
     def fail(self, reason: str) -> None:
@@ -330,7 +310,7 @@ async def open_agent(
             channel = await _accept(offer, guest, instance)
         session = await stack.enter_async_context(
             open_session(
-                channel, initiator=True, handler=instance.on_request, on_notice=instance.on_notice
+                channel, initiator=False, handler=instance.on_request, on_notice=instance.on_notice
             )
         )
         instance.attach(guest, session)

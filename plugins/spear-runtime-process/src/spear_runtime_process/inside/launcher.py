@@ -155,9 +155,7 @@ class Launcher:
                     self._spawn(*item)
             if not ready and todo:
                 self.preload(todo.popleft())
-                if not todo:
-                    gc.collect()
-                    gc.freeze()
+                gc.freeze()
 
     def _send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         data = wire.pack(message | {"fds": len(descriptors)})
@@ -252,6 +250,7 @@ def _run_agent(agent: str, environment: dict[str, str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
+    gc.enable()
     os.environ.clear()
     os.environ.update(environment)
     module, _, name = agent.partition(":")
@@ -271,6 +270,11 @@ def main(descriptor: int, first: list[str], later: list[str]) -> None:
     launcher = Launcher(connection)
     for name in first:
         launcher.preload(name)
+    if seccomp.available():
+        seccomp.program()
+    # A collection in a child would copy every page it looks at.
+    gc.disable()
+    gc.freeze()
     try:
         launcher.serve(later)
     except _ChildRole as role:

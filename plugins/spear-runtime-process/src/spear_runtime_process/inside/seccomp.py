@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import struct
@@ -97,8 +98,12 @@ def _jump(code: int, value: int, yes: int, no: int) -> bytes:
     return struct.pack("=HBBI", code, yes, no, value)
 
 
+@functools.cache
 def program() -> bytes:
-    """The filter as an array of `struct sock_filter`, also what `bwrap --seccomp` takes."""
+    """The filter as an array of `struct sock_filter`, also what `bwrap --seccomp` takes.
+
+    Made once; a launcher calls this before it forks.
+    """
     architecture, column, clone = _MACHINES[platform.machine()]
     numbers = [row[column] for row in _DENIED.values()]
     denied = [number for number in numbers if number is not None]
