@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from spear_core import hookimpl
-from spear_core.api import ObjectStoreSpec, SchedulerSpec
+from spear_core.api import FrontDoorSpec, ObjectStoreSpec, SchedulerSpec, TransportSpec
 from spear_core.builtins.local_first import LocalFirst, LocalFirstConfig
+from spear_core.builtins.local_socket import LocalSocketConfig, connect, open_local_socket
 from spear_core.builtins.memory_store import MemoryStoreConfig, open_memory_store
+from spear_core.builtins.memory_transport import MemoryTransportConfig, open_memory_transport
 
 
 @hookimpl
@@ -20,4 +22,20 @@ def spear_object_stores() -> Iterable[ObjectStoreSpec[Any]]:
 def spear_schedulers() -> Iterable[SchedulerSpec[Any]]:
     yield SchedulerSpec(
         name="local-first", make=lambda config: LocalFirst(), config_cls=LocalFirstConfig
+    )
+
+
+@hookimpl
+def spear_transports() -> Iterable[TransportSpec[Any]]:
+    yield TransportSpec(name="memory", open=open_memory_transport, config_cls=MemoryTransportConfig)
+
+
+@hookimpl
+def spear_front_doors() -> Iterable[FrontDoorSpec[Any]]:
+    yield FrontDoorSpec(
+        name="local-socket",
+        schemes=("unix",),
+        open=open_local_socket,
+        connect=connect,
+        config_cls=LocalSocketConfig,
     )

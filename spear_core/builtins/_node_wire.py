@@ -1,0 +1,264 @@
+"""NodeApi on the wire: a table of methods, and values as msgpack (``docs/wire-format.md``).
+
+Arguments and small answers are heads. What may be large goes as payload: an input, an output, the
+code of an artifact as it is, a listing as msgpack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import attrs
+import msgspec
+
+from spear_core.api import (
+    ArtifactInfo,
+    ArtifactUpload,
+    ErrorInfo,
+    InstanceInfo,
+    InvokeRequest,
+    InvokeResponse,
+    LogChunk,
+    NodeApi,
+    NodeStatus,
+    PluginInfo,
+    TaskInfo,
+    TaskResult,
+)
+from spear_core.errors import InvalidRequestError, ProtocolError
+from spear_core.rpc import Call, Reply
+from spear_core.rpc.codec import decode_head, encode_head
+
+__all__ = ["NodeClient", "answer"]
+
+T = TypeVar("T")
+Ask = Callable[[str, dict[str, Any], bytes], Awaitable[Reply]]
+
+_INLINE_OUTPUT = 4096
+"""Bytes of output that go within the head; more goes as payload."""
+_LONGEST_HEAD = 60_000
+_LONGEST_TEXT = 4096
+
+
+def _convert(value: object, to: type[T]) -> T:
+    try:
+        return msgspec.convert(value, to)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"malformed arguments: {error}") from error
+
+
+def _fields(value: attrs.AttrsInstance, *, without: str) -> dict[str, Any]:
+    return attrs.asdict(value, recurse=False, filter=lambda field, _: field.name != without)
+
+
+# The node's side ----------------------------------------------------------------------------------
+
+
+async def answer(node: NodeApi, call: Call) -> Reply:
+    """Do what a client's call asks of ``node``.
+
+    :raises SpearError: what the method raises; the session sends it back.
+    """
+    method = _METHODS.get(call.method)
+    if method is None:
+        raise InvalidRequestError(
+            f"this node has no method {call.method!r}; it has {', '.join(_METHODS)}"
+        )
+    return await method(node, call)
+
+
+async def _invoke(node: NodeApi, call: Call) -> Reply:
+    request = _convert({**call.args, "payload": b""}, InvokeRequest)
+    if call.payload:
+        request = attrs.evolve(request, payload=bytes(call.payload))
+    response = await node.invoke(request)
+    task, output = _split(response.task)
+    if task is not response.task:
+        response = attrs.evolve(response, task=task)
+    return Reply({"value": response}, output)
+
+
+async def _get_task(node: NodeApi, call: Call) -> Reply:
+    task, output = _split(await node.get_task(**_arguments(call, task_id=str, wait=bool)))
+    return Reply({"value": task}, output)
+
+
+async def _cancel_task(node: NodeApi, call: Call) -> Reply:
+    task, output = _split(await node.cancel_task(**_arguments(call, task_id=str, reason=str)))
+    return Reply({"value": task}, output)
+
+
+async def _list_tasks(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.list_tasks(**_arguments(call, limit=int)))
+
+
+async def _read_log(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.read_log(**_arguments(call, task_id=str, cursor=int, wait=bool)))
+
+
+async def _deploy(node: NodeApi, call: Call) -> Reply:
+    upload = _convert({**call.args, "content": b""}, ArtifactUpload)
+    upload = attrs.evolve(upload, content=bytes(call.payload))
+    return _listing(await node.deploy(upload))
+
+
+async def _delete_artifact(node: NodeApi, call: Call) -> Reply:
+    arguments = _arguments(call, name=str, version=int | None)
+    return _listing(await node.delete_artifact(**arguments))
+
+
+async def _list_artifacts(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.list_artifacts())
+
+
+async def _list_instances(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.list_instances())
+
+
+async def _list_plugins(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.list_plugins())
+
+
+async def _status(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.status())
+
+
+_METHODS: dict[str, Callable[[NodeApi, Call], Awaitable[Reply]]] = {
+    function.__name__[1:]: function
+    for function in (
+        _invoke,
+        _get_task,
+        _cancel_task,
+        _list_tasks,
+        _read_log,
+        _deploy,
+        _delete_artifact,
+        _list_artifacts,
+        _list_instances,
+        _list_plugins,
+        _status,
+    )
+}
+
+
+def _arguments(call: Call, **types: Any) -> dict[str, Any]:
+    """The call's arguments, each of its type; absent ones take the method's default."""
+    if unknown := call.args.keys() - types.keys():
+        raise InvalidRequestError(f"{call.method} has no argument {', '.join(sorted(unknown))}")
+    return {name: _convert(value, types[name]) for name, value in call.args.items()}
+
+
+def _listing(value: object) -> Reply:
+    return Reply({}, encode_head(value))
+
+
+def _split(task: TaskInfo) -> tuple[TaskInfo, bytes]:
+    """A task that fits into a head, and the output that has to go beside it."""
+    result = task.result
+    if result is None:
+        return task, b""
+    output = result.output
+    if len(output) > _INLINE_OUTPUT:
+        result = attrs.evolve(result, output=b"")
+    else:
+        output = b""
+    if result.error is not None:
+        result = _fit(result, result.error)
+    return (task if result is task.result else attrs.evolve(task, result=result)), output
+
+
+def _fit(result: TaskResult, error: ErrorInfo) -> TaskResult:
+    """Cut an error's texts if a head cannot hold them."""
+    details = error.details
+    if len(error.message) + sum(map(len, details.values())) <= _LONGEST_TEXT or (
+        len(encode_head(result)) < _LONGEST_HEAD
+    ):
+        return result
+    error = attrs.evolve(
+        error,
+        message=error.message[:_LONGEST_TEXT],
+        details={key[:100]: text[-_LONGEST_TEXT:] for key, text in list(details.items())[:8]},
+    )
+    return attrs.evolve(result, error=error)
+
+
+# The client's side --------------------------------------------------------------------------------
+
+
+class NodeClient(NodeApi):
+    """A node on the other side of ``ask(method, args, payload)``."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    async def invoke(self, request: InvokeRequest) -> InvokeResponse:
+        args = {
+            "function": request.function,
+            "content_type": request.content_type,
+            "mode": request.mode.value,
+            "timeout_s": request.timeout_s,
+            "trace": request.trace,
+        }
+        reply = await self._ask("invoke", args, request.payload)
+        response = _received(reply, InvokeResponse)
+        if reply.payload:
+            response = attrs.evolve(response, task=_joined(response.task, reply))
+        return response
+
+    async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
+        return await self._task("get_task", {"task_id": task_id, "wait": wait})
+
+    async def cancel_task(self, task_id: str, *, reason: str = "") -> TaskInfo:
+        return await self._task("cancel_task", {"task_id": task_id, "reason": reason})
+
+    async def _task(self, method: str, args: dict[str, Any]) -> TaskInfo:
+        reply = await self._ask(method, args, b"")
+        return _joined(_received(reply, TaskInfo), reply)
+
+    async def list_tasks(self, *, limit: int = 100) -> Sequence[TaskInfo]:
+        return await self._listing("list_tasks", {"limit": limit}, list[TaskInfo])
+
+    async def read_log(self, task_id: str, *, cursor: int = 0, wait: bool = False) -> LogChunk:
+        args = {"task_id": task_id, "cursor": cursor, "wait": wait}
+        return await self._listing("read_log", args, LogChunk)
+
+    async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
+        args = _fields(upload, without="content")
+        return await self._listing("deploy", args, ArtifactInfo, upload.content)
+
+    async def list_artifacts(self) -> Sequence[ArtifactInfo]:
+        return await self._listing("list_artifacts", {}, list[ArtifactInfo])
+
+    async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
+        return await self._listing("delete_artifact", {"name": name, "version": version}, int)
+
+    async def list_instances(self) -> Sequence[InstanceInfo]:
+        return await self._listing("list_instances", {}, list[InstanceInfo])
+
+    async def list_plugins(self) -> Sequence[PluginInfo]:
+        return await self._listing("list_plugins", {}, list[PluginInfo])
+
+    async def status(self) -> NodeStatus:
+        return await self._listing("status", {}, NodeStatus)
+
+    async def _listing(
+        self, method: str, args: dict[str, Any], type_: type[T], payload: bytes = b""
+    ) -> T:
+        reply = await self._ask(method, args, payload)
+        return decode_head(bytes(reply.payload), type_)
+
+
+def _received(reply: Reply, type_: type[T]) -> T:
+    try:
+        return msgspec.convert(reply.head["value"], type_)
+    except (KeyError, msgspec.ValidationError) as error:
+        raise ProtocolError(f"the node's answer is not understood: {error}") from error
+
+
+def _joined(task: TaskInfo, reply: Reply) -> TaskInfo:
+    """The task with its output, wherever that travelled."""
+    if not reply.payload or task.result is None:
+        return task
+    result = attrs.evolve(task.result, output=bytes(reply.payload))
+    return cast(TaskInfo, attrs.evolve(task, result=result))

@@ -1,0 +1,249 @@
+"""The front door ``local-socket``: a Unix socket in the node's state directory.
+
+The fastest way in, and the command line's default. Nobody but the node's own user (and root) gets
+past the directory's mode, the socket's mode and a look at the peer's credentials.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from logging import Logger
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from spear_core.api import Channel, FrontDoorContext, NodeApi
+from spear_core.builtins._node_wire import NodeClient, answer
+from spear_core.errors import (
+    ChannelAuthError,
+    ChannelBrokenError,
+    ChannelClosedError,
+    ChannelError,
+    InvalidRequestError,
+    NodeUnreachableError,
+    SpearError,
+)
+from spear_core.rpc import Call, Reply, Session, SocketChannel, hello, open_session, welcome
+
+__all__ = ["LocalSocketConfig", "connect", "open_local_socket"]
+
+_SOCKET = "node.sock"
+_SCHEME = "unix://"
+_HANDSHAKE_S = 5.0
+_LAST_ANSWERS_S = 5.0
+"""How long requests under way may take to be answered once the node has ended its tasks."""
+_ACCEPT_PAUSE_S = 0.1
+"""Pause after the process ran out of file descriptors."""
+
+
+@attrs.frozen(kw_only=True)
+class LocalSocketConfig:
+    """The front door has no settings."""
+
+
+@contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """A path of at most 107 bytes (``man 7 unix``) to the same place, while the block lasts."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket, private from the moment it exists.
+
+    A socket that an earlier node left is replaced: the caller holds the directory's lock, so
+    nobody can be listening on it.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ChannelError(f"{path} exists and is no socket; move it away")
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with _short_path(path) as short:
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(short)
+            os.chmod(path, 0o600)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise ChannelError(f"cannot listen on {path}: {error.strerror}") from error
+    return listener
+
+
+class _Server:
+    """Answers clients on one listening socket."""
+
+    def __init__(self, node: NodeApi, *, node_id: str, log: Logger) -> None:
+        self._node = node
+        self._node_id = node_id
+        self._log = log
+        self._active = 0
+        self._idle: trio.Event | None = None
+
+    async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        """Serve every client that connects, each in a task of its own."""
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(listener)
+                continue
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                    raise
+                self._log.warning("a client could not be let in: %s", error.strerror)
+                await trio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            nursery.start_soon(self._serve, connection)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        channel = SocketChannel(connection)
+        try:
+            _refuse_strangers(connection)
+            with trio.fail_after(_HANDSHAKE_S):
+                await welcome(channel, _verify, node_id=self._node_id)
+            async with open_session(channel, initiator=False, handler=self._answer) as session:
+                await session.wait_closed()
+        except (SpearError, trio.EndOfChannel, trio.TooSlowError) as error:
+            self._log.debug("a client's connection ended: %r", error)
+        except Exception:  # barrier: one connection
+            self._log.exception("a client's connection broke")
+        finally:
+            await trio.aclose_forcefully(channel)
+
+    async def _answer(self, call: Call) -> Reply:
+        self._active += 1
+        try:
+            return await answer(self._node, call)
+        finally:
+            self._active -= 1
+            if not self._active and self._idle is not None:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is under way."""
+        if self._active:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+
+def _refuse_strangers(connection: socket.socket) -> None:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _pid, uid, _gid = struct.unpack("3i", credentials)
+    if uid not in (0, os.geteuid()):
+        raise ChannelAuthError(f"user {uid} may not use this node")
+
+
+def _verify(head: dict[str, Any]) -> None:
+    if head.get("role") != "client":
+        raise ChannelAuthError(f"a client was expected, not {head.get('role')!r}")
+
+
+@asynccontextmanager
+async def open_local_socket(
+    context: FrontDoorContext, config: LocalSocketConfig
+) -> AsyncIterator[str]:
+    """Serve ``node_dir/node.sock`` while the block lasts; yields its URL."""
+    path = context.node_dir / _SOCKET
+    listener = _listen(path)
+    server = _Server(context.node, node_id=context.plugin.node_id, log=context.plugin.log)
+    try:
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(server.accept, listener, connections)
+                yield f"{_SCHEME}{path}"
+                accepting.cancel_scope.cancel()
+            with suppress(FileNotFoundError):
+                path.unlink()
+            listener.close()
+            with trio.move_on_after(_LAST_ANSWERS_S):
+                await server.wait_idle()
+                await trio.sleep(0)  # the last answer is on its way
+            connections.cancel_scope.cancel()
+    finally:
+        listener.close()
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+async def _dial(path: Path) -> SocketChannel:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with _short_path(path) as short:
+            sock.connect(short)
+    except OSError as error:
+        sock.close()
+        raise NodeUnreachableError(_nobody_there(path, error)) from error
+    await trio.lowlevel.checkpoint()
+    return SocketChannel(sock)
+
+
+def _nobody_there(path: Path, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"the node at {path} belongs to another user: {error.strerror}"
+    if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+        return (
+            f"no node is running in {path.parent}; start one with `spear node`, "
+            "or name another with --state-dir or --node"
+        )
+    if isinstance(error, BlockingIOError):
+        return f"the node at {path} is busy: too many clients are waiting to be let in"
+    return f"the node at {path} cannot be reached: {error.strerror}"
+
+
+@asynccontextmanager
+async def connect(url: str) -> AsyncIterator[NodeApi]:
+    """The node behind ``unix:///path/to/node.sock``.
+
+    **Raises** :exc:`~spear_core.errors.NodeUnreachableError` when nobody answers there.
+    """
+    path = Path(url.removeprefix(_SCHEME))
+    if not url.startswith(_SCHEME) or not path.is_absolute():
+        raise InvalidRequestError(f"{url!r} is no URL of the form {_SCHEME}/path/to/{_SOCKET}")
+    channel = await _dial(path)
+    try:
+        await _greet(channel, path)
+        async with open_session(channel, initiator=True) as session:
+            yield NodeClient(_Asking(session, path).ask)
+    finally:
+        await trio.aclose_forcefully(channel)
+
+
+async def _greet(channel: Channel, path: Path) -> None:
+    try:
+        with trio.fail_after(_HANDSHAKE_S):
+            await hello(channel, {"role": "client", "pid": os.getpid()})
+    except (ChannelError, trio.EndOfChannel) as error:
+        raise NodeUnreachableError(f"the node at {path} turned us away: {error}") from error
+    except trio.TooSlowError:
+        raise NodeUnreachableError(
+            f"the node at {path} accepted the connection but said nothing for {_HANDSHAKE_S:g} s"
+        ) from None
+
+
+class _Asking:
+    """Requests over one session, with its failures put in a client's words."""
+
+    def __init__(self, session: Session, path: Path) -> None:
+        self._session = session
+        self._path = path
+
+    async def ask(self, method: str, args: dict[str, Any], payload: bytes) -> Reply:
+        try:
+            return await self._session.request(method, args, payload)
+        except (ChannelBrokenError, ChannelClosedError) as error:
+            raise NodeUnreachableError(
+                f"the node at {self._path} went away before it answered {method!r}: {error}"
+            ) from error
