@@ -7,7 +7,7 @@ code of an artifact as it is, a listing as msgpack.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import attrs
 import msgspec
@@ -261,4 +261,4 @@ def _joined(task: TaskInfo, reply: Reply) -> TaskInfo:
     if not reply.payload or task.result is None:
         return task
     result = attrs.evolve(task.result, output=bytes(reply.payload))
-    return cast(TaskInfo, attrs.evolve(task, result=result))
+    return attrs.evolve(task, result=result)

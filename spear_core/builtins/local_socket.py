@@ -89,8 +89,7 @@ class _Server:
         self._node = node
         self._node_id = node_id
         self._log = log
-        self._active = 0
-        self._idle: trio.Event | None = None
+        self._sessions: set[Session] = set()
 
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         """Serve every client that connects, each in a task of its own."""
@@ -113,9 +112,13 @@ class _Server:
         try:
             _refuse_strangers(connection)
             with trio.fail_after(_HANDSHAKE_S):
-                await welcome(channel, _verify, node_id=self._node_id)
+                await welcome(channel, self._verify)
             async with open_session(channel, initiator=False, handler=self._answer) as session:
-                await session.wait_closed()
+                self._sessions.add(session)
+                try:
+                    await session.wait_closed()
+                finally:
+                    self._sessions.discard(session)
         except (SpearError, trio.EndOfChannel, trio.TooSlowError) as error:
             self._log.debug("a client's connection ended: %r", error)
         except Exception:  # barrier: one connection
@@ -124,19 +127,20 @@ class _Server:
             await trio.aclose_forcefully(channel)
 
     async def _answer(self, call: Call) -> Reply:
-        self._active += 1
-        try:
-            return await answer(self._node, call)
-        finally:
-            self._active -= 1
-            if not self._active and self._idle is not None:
-                self._idle.set()
+        return await answer(self._node, call)
 
-    async def wait_idle(self) -> None:
-        """Wait until no request is under way."""
-        if self._active:
-            self._idle = trio.Event()
-            await self._idle.wait()
+    def _verify(self, head: dict[str, Any]) -> dict[str, Any]:
+        if head.get("role") != "client":
+            raise ChannelAuthError(f"a client was expected, not {head.get('role')!r}")
+        return {"node": self._node_id}
+
+    async def finish(self) -> None:
+        """Take no new requests and wait until those under way are answered."""
+        for session in list(self._sessions):
+            with suppress(ChannelError):
+                await session.goaway("the node is shutting down")
+        for session in list(self._sessions):
+            await session.wait_idle()
 
 
 def _refuse_strangers(connection: socket.socket) -> None:
@@ -144,11 +148,6 @@ def _refuse_strangers(connection: socket.socket) -> None:
     _pid, uid, _gid = struct.unpack("3i", credentials)
     if uid not in (0, os.geteuid()):
         raise ChannelAuthError(f"user {uid} may not use this node")
-
-
-def _verify(head: dict[str, Any]) -> None:
-    if head.get("role") != "client":
-        raise ChannelAuthError(f"a client was expected, not {head.get('role')!r}")
 
 
 @asynccontextmanager
@@ -169,8 +168,7 @@ async def open_local_socket(
                 path.unlink()
             listener.close()
             with trio.move_on_after(_LAST_ANSWERS_S):
-                await server.wait_idle()
-                await trio.sleep(0)  # the last answer is on its way
+                await server.finish()
             connections.cancel_scope.cancel()
     finally:
         listener.close()

@@ -26,15 +26,11 @@ class Background:
         self._scopes: set[trio.CancelScope] = set()
         self._stopped = False
 
-    def start_soon(
-        self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts
-    ) -> None:
+    def start_soon(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         """Run ``function(*args)`` until it returns or the block ends."""
         self._nursery.start_soon(self._run, function, args)
 
-    async def _run(
-        self, function: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts]
-    ) -> None:
+    async def _run(self, function: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts]) -> None:
         with trio.CancelScope(shield=True) as scope:
             if self._stopped:
                 scope.cancel()

@@ -57,22 +57,19 @@ class _Offer(ChannelOffer):
             channel = await self._listener.accept()
             try:
                 with trio.fail_after(_HANDSHAKE_S):
-                    await welcome(channel, self._verify, node_id=self._node_id)
-            except (SpearError, trio.TooSlowError, trio.EndOfChannel) as error:
+                    await welcome(channel, self._verify)
+            except (SpearError, trio.TooSlowError) as error:
                 self._log.warning("a peer of %s was turned away: %r", self._instance_id, error)
-                await trio.aclose_forcefully(channel)
-            except BaseException:
-                await trio.aclose_forcefully(channel)
-                raise
             else:
                 return channel
 
-    def _verify(self, hello: dict[str, object]) -> None:
+    def _verify(self, hello: dict[str, object]) -> dict[str, object]:
         secret = hello.get("secret")
         if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self.secret):
             raise ChannelAuthError(f"the secret is not the one made for {self._instance_id}")
         if hello.get("instance") != self._instance_id.instance_id:
             raise ChannelAuthError(f"the peer says it is {hello.get('instance')!r}")
+        return {"node": self._node_id}
 
 
 class NodeChannels(ChannelFactory):
