@@ -28,9 +28,9 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "ps": "List the newest tasks.",
         "result": "Print the result of a task.",
         "logs": "Print the log of a task, or the node's own.",
-        "cancel": "Cancel tasks.",
+        "cancel": "Cancel tasks, and wait until nothing of them runs.",
         "artifacts": "List or delete what is deployed.",
-        "instances": "List live instances.",
+        "instances": "List live instances: what is running or kept warm.",
     },
     "Operate": {
         "node": "Run a node on this machine.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 __all__ = [
     "DURATION",
@@ -44,9 +45,14 @@ pass_options = click.make_pass_decorator(Options, ensure=True)
 
 
 def _store(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    """Keep a shared option that was given, before or after the command; the later one counts."""
-    if value and parameter.name:
-        setattr(context.ensure_object(Options), parameter.name, value)
+    """Keep a shared option that was given, before or after the command; the later one counts, and
+    one that was typed counts more than one from the environment."""
+    if not value or not parameter.name:
+        return
+    options = context.ensure_object(Options)
+    typed = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    if typed or not getattr(options, parameter.name):
+        setattr(options, parameter.name, value)
 
 
 def common_options(*, node: bool = False) -> Callable[[F], F]:

@@ -109,6 +109,8 @@ def _read(path: Path) -> tuple[bytes, bool]:
         raise click.UsageError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise click.UsageError(f"{path} is a directory; name the file to run") from None
+    except OSError as exc:
+        raise click.UsageError(f"{path} cannot be read: {exc.strerror or exc}") from exc
 
 
 def _environment(pairs: Sequence[str]) -> Mapping[str, str]:

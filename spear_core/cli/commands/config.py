@@ -20,18 +20,19 @@ def command() -> None:
 
 
 @command.command("check")
+@click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @config_option
 @common_options()
-def check(config: Path | None) -> None:
+def check(file: Path | None, config: Path | None) -> None:
     """Read the settings of the node and of every plugin, and report all that is wrong with them.
 
     \b
     spear config check
-    spear config check --config /etc/spear.toml
+    spear config check /etc/spear.toml
     """
     plugins = load_plugins()
     for line in plugins.failures:
         warn(line)
-    path = config or default_config(os.environ)
+    path = file or config or default_config(os.environ)
     load_config(path, plugins)
     write_line(f"{path}: no problems" if path else "no configuration file; the defaults apply")
