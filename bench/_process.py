@@ -15,8 +15,6 @@ from typing import Any
 
 import attrs
 import trio
-from spear_runtime_process._config import ProcessConfig
-from spear_runtime_process._runtime import ProcessRuntime, open_runtime
 
 from spear_core.api import (
     Artifact,
@@ -33,6 +31,8 @@ from spear_core.api import (
 )
 from spear_core.errors import ChannelAuthError
 from spear_core.rpc import SocketChannel, welcome
+from spear_runtime_process._config import ProcessConfig
+from spear_runtime_process._runtime import ProcessRuntime, open_runtime
 
 AGENT = b"""
 from spear_sdk import function

@@ -14,9 +14,11 @@ from pathlib import Path
 import trio
 from _process import AGENT, REQUEST, open_bench
 from _report import Report, percentile
+
 from spear_runtime_process._config import ProcessConfig
 
 ROUNDS = 15
+TRUE = Path("/bin/true").read_bytes()
 
 
 def spawn(argv: list[str]) -> list[float]:
@@ -41,15 +43,15 @@ async def agent(zygote: str) -> tuple[float, list[float], float]:
     """The first start, the later ones, and what the fifth warm worker costs in memory."""
     async with open_bench(ProcessConfig(zygote=zygote)) as bench:
         artifact = await bench.prepare(AGENT, "noop.py", "agent")
-        samples = []
+        samples: list[float] = []
         for _ in range(ROUNDS + 1):
+            if len(samples) == 1:
+                await trio.sleep(1)  # the zygote imports the standard library when it is idle
             started = time.perf_counter()
             async with bench.runtime.open_instance(bench.spec(artifact)) as instance:
                 response = await instance.execute(REQUEST)
                 samples.append((time.perf_counter() - started) * 1e3)
                 assert response.error is None, response.error
-            await trio.sleep(0.02)
-        await trio.sleep(0.5)
         return samples[0], samples[1:], await memory(bench, artifact, 5)
 
 
@@ -67,7 +69,7 @@ async def memory(bench, artifact, more: int) -> float:  # type: ignore[no-untype
 async def command(isolation: str) -> list[float]:
     """Milliseconds to execute /bin/true through the runtime, each time."""
     async with open_bench(ProcessConfig(isolation=isolation)) as bench:
-        artifact = await bench.prepare(Path("/bin/true").read_bytes(), "true", "command")
+        artifact = await bench.prepare(TRUE, "true", "command")
         samples = []
         async with bench.runtime.open_instance(bench.spec(artifact)) as instance:
             for _ in range(ROUNDS + 1):

@@ -68,8 +68,13 @@ class Cgroup:
 
     @property
     def entrances(self) -> list[str]:
-        """The files into which a process writes itself."""
-        return [str(path / "cgroup.procs") for path in self.directories]
+        """The files into which a process with a single thread writes itself.
+
+        A thread that moves only itself needs no global lock, for which it would often have to
+        wait ten milliseconds and more; version 2 doesn't offer that.
+        """
+        name = "cgroup.procs" if self.version == 2 else "tasks"
+        return [str(path / name) for path in self.directories]
 
     def set_limits(self, *, memory: int | None, processes: int | None) -> None:
         """Raises: OSError where the kernel refuses."""

@@ -214,9 +214,13 @@ def _make_cgroup(spec: GuestSpec, confiner: Confiner) -> Cgroup | None:
     groups = confiner.machine.cgroups
     if groups is None or not spec.plan.cgroups:
         return None
-    bounds = spec.plan.bounds
+    bounds = spec.plan.bounds if spec.plan.limits else None
     try:
-        return groups.create(str(next(_numbers)), memory=bounds.memory, processes=bounds.processes)
+        return groups.create(
+            str(next(_numbers)),
+            memory=bounds.memory if bounds else None,
+            processes=bounds.processes if bounds else None,
+        )
     except OSError as exc:
         raise InstanceStartError(f"cannot make the guest's control group: {exc}") from exc
 

@@ -93,7 +93,7 @@ def make_plan(artifact: Artifact, config: ProcessConfig, machine: Machine) -> Pl
     limits = required >= IsolationLevel.LIMITS
     syscalls = machine.syscalls and (auto or required >= IsolationLevel.SYSCALLS)
     namespaces = required >= IsolationLevel.NAMESPACES
-    cgroups = limits and machine.cgroups is not None
+    cgroups = machine.cgroups is not None
     level = IsolationLevel.LIMITS if limits else IsolationLevel.NONE
     if namespaces:
         level = IsolationLevel.CGROUP if cgroups else IsolationLevel.NAMESPACES

@@ -29,7 +29,7 @@ class Confinement:
     rlimits: dict[str, int] = field(default_factory=dict)
     """Name without `RLIMIT_` to hard limit, e.g. `{"NOFILE": 1024}`."""
     cgroups: tuple[str, ...] = ()
-    """`cgroup.procs` files to enter."""
+    """The files (`cgroup.procs` or `tasks`) to write oneself into."""
     drop_capabilities: bool = False
     no_new_privileges: bool = False
     landlock: bool = False
@@ -61,7 +61,7 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
 
 def enter_cgroups(files: tuple[str, ...]) -> None:
-    """Move the calling process into the groups whose `cgroup.procs` files are given."""
+    """Move the calling process, which has one thread, into the groups these files belong to."""
     for file in files:
         descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
         try:
