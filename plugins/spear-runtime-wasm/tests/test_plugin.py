@@ -59,6 +59,33 @@ def test_another_version_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ">=50.0.1,<51" in found.message
 
 
+def limited(gibibytes: int, code: str) -> str:
+    """What a process says that may not have more address space."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({gibibytes} << 30,) * 2)\n"
+    command = [sys.executable, "-c", limit + code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_little_address_space_means_fewer_instances() -> None:
+    code = "from spear_runtime_wasm._host import get_host; print(get_host(1024).slots)"
+    assert limited(300, code) == "64\n"
+
+
+def test_too_little_address_space_is_unhealthy_and_no_crash() -> None:
+    code = """if True:
+        from spear_runtime_wasm._runtime import WasmConfig, fingerprint
+        from spear_runtime_wasm._host import get_host
+        from spear_runtime_wasm._ffi import EngineError
+        print(fingerprint(WasmConfig()).health.value)
+        try:
+            get_host(1024)
+        except EngineError as exc:
+            print(exc)"""
+    health, message = limited(8, code).splitlines()
+    assert health == "unhealthy"
+    assert "ulimit -v" in message
+
+
 @pytest.mark.parametrize(
     "section", [{"memory_bytes": 0}, {"max_live_instances": 20_000}, {"worker_threads": -1}]
 )

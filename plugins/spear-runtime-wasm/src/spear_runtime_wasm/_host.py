@@ -7,20 +7,23 @@ import faulthandler
 import sys
 import threading
 
-from ._ffi import Engine, Linker, load_library
+from ._ffi import Engine, Linker, load_library, possible_slots
 from ._hostcalls import define_hostcalls
 from ._ticker import Ticker
 from ._wasi import define_wasi
 
 
 class Host:
-    def __init__(self, slots: int) -> None:
+    """With room for up to `wanted` live instances; `slots` says for how many."""
+
+    def __init__(self, wanted: int) -> None:
         # wasmtime's signal handlers must come last: a handler put over them would take an
         # out-of-bounds access of a guest for a crash of ours.
         if not faulthandler.is_enabled() and sys.__stderr__ is not None:
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 faulthandler.enable(sys.__stderr__)
-        self.engine = Engine(load_library(), slots=slots)
+        self.slots = possible_slots(wanted)
+        self.engine = Engine(load_library(), slots=self.slots)
         self.linker = Linker(self.engine)
         define_wasi(self.linker)
         define_hostcalls(self.linker)

@@ -21,7 +21,7 @@ from spear_core.api import (
 from spear_core.errors import IsolationUnavailableError, UnsupportedArtifactError
 
 from ._config import WasmConfig
-from ._ffi import library_path
+from ._ffi import EngineError, library_path, possible_slots
 from ._instance import LEVEL, OpenInstance, guest_limits
 from ._module import check_artifact
 from ._store import ModuleStore, open_module_store
@@ -90,10 +90,14 @@ def fingerprint(config: WasmConfig) -> Fingerprint:
         return Fingerprint(
             health=Health.UNHEALTHY, message=f"wasmtime {version} is installed; needed: {wanted}"
         )
+    try:
+        slots = possible_slots(config.max_live_instances)
+    except EngineError as exc:
+        return Fingerprint(health=Health.UNHEALTHY, message=str(exc))
     details = {
         "wasmtime": version,
         "machine": platform.machine(),
         "isolation": LEVEL.name.lower(),
-        "live instances": str(config.max_live_instances),
+        "live instances": str(slots),
     }
     return Fingerprint(health=Health.HEALTHY, message=f"wasmtime {version}", details=details)

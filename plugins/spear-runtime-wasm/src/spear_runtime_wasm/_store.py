@@ -142,6 +142,10 @@ class ModuleStore:
                     host = await trio.to_thread.run_sync(partial(get_host, slots))
                 except (ImportError, OSError, EngineError) as exc:
                     raise RuntimeUnavailableError(f"wasmtime does not work here: {exc}") from exc
+                if host.slots < slots:
+                    self._context.log.warning(
+                        "address space for %d live instances only, not %d", host.slots, slots
+                    )
                 self._machine = Machine(host, threads)
             return self._machine
 

@@ -11,6 +11,7 @@ from ._engine import (
     Import,
     compile_module,
     config_digest,
+    possible_slots,
 )
 from ._guest import MAX_RESULTS, Guest, GuestLimits, GuestMemoryError
 from ._library import Library, library_path, load_library
@@ -36,4 +37,5 @@ __all__ = [
     "config_digest",
     "library_path",
     "load_library",
+    "possible_slots",
 ]
