@@ -21,6 +21,8 @@ from ._ticker import Ticker
 
 HANDOVER = 0.002
 """Seconds that a cancellation may hold up the trio thread; the usual time is a tenth of one."""
+IDLE = 1.0
+"""Seconds without work after which a worker ends."""
 TURN = 4
 """Slices in a row for one job while others wait."""
 
@@ -51,7 +53,7 @@ class _Job:
 
 
 class HogPool:
-    """At most `threads` workers, started when first needed and ended by `close`."""
+    """At most `threads` workers, started when first needed and ended by `close` or idleness."""
 
     def __init__(self, ticker: Ticker, threads: int) -> None:
         self._ticker = ticker
@@ -82,7 +84,8 @@ class HogPool:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for thread in self._threads:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join()
 
     def _submit(self, job: _Job) -> None:
@@ -134,10 +137,10 @@ class HogPool:
     def _take(self) -> _Job | None:
         with self._changed:
             self._idle += 1
-            while not self._jobs and not self._closed:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._jobs or self._closed, IDLE)
             self._idle -= 1
-            if self._closed:
+            if self._closed or not self._jobs:
+                self._threads.remove(threading.current_thread())
                 return None
             job = self._jobs.popleft()
             job.state = _State.RUNNING
