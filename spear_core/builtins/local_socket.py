@@ -6,13 +6,11 @@ past the directory's mode, the socket's mode and a look at the peer's credential
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import stat
 import struct
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from spear_core.errors import (
     SpearError,
 )
 from spear_core.rpc import Call, Reply, Session, SocketChannel, hello, open_session, welcome
+from spear_core.rpc.socket_listener import SocketListener, bind_unix, short_path
 
 __all__ = ["LocalSocketConfig", "connect", "open_local_socket"]
 
@@ -40,46 +39,11 @@ _SCHEME = "unix://"
 _HANDSHAKE_S = 5.0
 _LAST_ANSWERS_S = 5.0
 """How long requests under way may take to be answered once the node has ended its tasks."""
-_ACCEPT_PAUSE_S = 0.1
-"""Pause after the process ran out of file descriptors."""
 
 
 @attrs.frozen(kw_only=True)
 class LocalSocketConfig:
     """The front door has no settings."""
-
-
-@contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """A path of at most 107 bytes (``man 7 unix``) to the same place, while the block lasts."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket, private from the moment it exists.
-
-    A socket that an earlier node left is replaced: the caller holds the directory's lock, so
-    nobody can be listening on it.
-    """
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ChannelError(f"{path} exists and is no socket; move it away")
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        with _short_path(path) as short:
-            os.fchmod(listener.fileno(), 0o600)
-            listener.bind(short)
-            os.chmod(path, 0o600)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise ChannelError(f"cannot listen on {path}: {error.strerror}") from error
-    return listener
 
 
 class _Server:
@@ -91,26 +55,14 @@ class _Server:
         self._log = log
         self._sessions: set[Session] = set()
 
-    async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def accept(self, listener: SocketListener, nursery: trio.Nursery) -> None:
         """Serve every client that connects, each in a task of its own."""
         while True:
-            try:
-                connection, _ = listener.accept()
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(listener)
-                continue
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
-                    raise
-                self._log.warning("a client could not be let in: %s", error.strerror)
-                await trio.sleep(_ACCEPT_PAUSE_S)
-                continue
-            nursery.start_soon(self._serve, connection)
+            nursery.start_soon(self._serve, await listener.accept())
 
-    async def _serve(self, connection: socket.socket) -> None:
-        channel = SocketChannel(connection)
+    async def _serve(self, channel: SocketChannel) -> None:
         try:
-            _refuse_strangers(connection)
+            _refuse_strangers(channel.socket)
             with trio.fail_after(_HANDSHAKE_S):
                 await welcome(channel, self._verify)
             async with open_session(channel, initiator=False, handler=self._answer) as session:
@@ -156,30 +108,28 @@ async def open_local_socket(
 ) -> AsyncIterator[str]:
     """Serve ``node_dir/node.sock`` while the block lasts; yields its URL."""
     path = context.node_dir / _SOCKET
-    listener = _listen(path)
+    listener = SocketListener(bind_unix(path), f"{_SCHEME}{path}")
     server = _Server(context.node, node_id=context.plugin.node_id, log=context.plugin.log)
     try:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(server.accept, listener, connections)
-                yield f"{_SCHEME}{path}"
+                yield listener.address
                 accepting.cancel_scope.cancel()
-            with suppress(FileNotFoundError):
-                path.unlink()
-            listener.close()
+            await listener.aclose()
             with trio.move_on_after(_LAST_ANSWERS_S):
                 await server.finish()
             connections.cancel_scope.cancel()
     finally:
-        listener.close()
         with suppress(FileNotFoundError):
             path.unlink()
+        await trio.aclose_forcefully(listener)
 
 
 async def _dial(path: Path) -> SocketChannel:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        with _short_path(path) as short:
+        with short_path(path) as short:
             sock.connect(short)
     except OSError as error:
         sock.close()
