@@ -1,100 +1,99 @@
-"""The transport ``tcp``: a port per listener, on loopback unless configured otherwise."""
+"""The transport ``tcp``."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
+import attrs
 import trio
 
-from spear_core.api import Channel, ChannelListener, PluginContext, Transport
+from spear_core.api import Channel, ChannelListener, Transport
 from spear_core.errors import ChannelError
 from spear_core.rpc import SocketChannel
-from spear_core.rpc.socket_listener import SocketListener
-from spear_transport_unix._config import SocketConfig
 
-__all__ = ["TcpTransport", "open_tcp"]
+from ._config import TcpConfig
+from ._sockets import SocketListener, connect
 
-_BACKLOG = 128
+__all__ = ["TcpTransport"]
+
+_BACKLOG = 64
+
+
+@attrs.frozen
+class _Endpoint:
+    host: str
+    port: int
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp://{host}:{self.port}"
 
 
 class TcpTransport(Transport):
-    """Channels over TCP; addresses are ``tcp://host:port``, port 0 for any free one."""
+    """A port for each listener, on loopback unless configured otherwise."""
 
-    def __init__(self, host: str, *, max_frame: int) -> None:
-        self._host = host
-        self._max_frame = max_frame
+    def __init__(self, config: TcpConfig) -> None:
+        self._config = config
 
     def new_address(self, name: str) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"tcp://{host}:0"
+        """The kernel picks the port; the listener's ``address`` says which."""
+        return str(_Endpoint(self._config.tcp_host, 0))
 
     async def connect(self, address: str) -> Channel:
-        host, port = _host_and_port(address)
+        to = _endpoint(address)
+        sock = socket.socket(to.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            stream = await trio.open_tcp_stream(host, port)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ChannelError(f"cannot connect to {address}: {reason}") from error
-        # The channel works on the bare socket; the stream gives its descriptor away.
-        sock = socket.socket(fileno=stream.socket.detach())
-        _no_delay(sock)
-        return SocketChannel(sock, max_frame=self._max_frame)
+            await connect(sock, (to.host, to.port))
+            if sock.getsockname() == sock.getpeername():
+                # A port of the ephemeral range that nobody listens on can reach itself.
+                raise ConnectionRefusedError(0, "nobody listens there")
+        except OSError as exc:
+            sock.close()
+            raise ChannelError(f"cannot connect to {address}: {exc.strerror}") from exc
+        except BaseException:
+            sock.close()
+            raise
+        return self._channel(sock)
 
     @asynccontextmanager
     async def listen(self, address: str) -> AsyncIterator[ChannelListener]:
-        host, port = _host_and_port(address)
-        await trio.lowlevel.checkpoint()
-        sock = await _bind(host, port, address)
-        shown = f"[{host}]" if ":" in host else host
-        listener = SocketListener(
-            sock,
-            f"tcp://{shown}:{sock.getsockname()[1]}",
-            max_frame=self._max_frame,
-            prepare=_no_delay,
-        )
+        at = _endpoint(address)
+        sock = socket.socket(at.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((at.host, at.port))
+            sock.listen(_BACKLOG)
+        except OSError as exc:
+            sock.close()
+            raise ChannelError(f"cannot listen at {address}: {exc.strerror}") from exc
+        bound = _Endpoint(at.host, sock.getsockname()[1])
+        listener = SocketListener(sock, str(bound), self._channel)
         try:
             yield listener
         finally:
             await trio.aclose_forcefully(listener)
 
-
-async def _bind(host: str, port: int, address: str) -> socket.socket:
-    try:
-        ((family, *_, target), *_others) = await trio.socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except OSError as error:
-        raise ChannelError(f"cannot listen on {address}: {error.strerror}") from error
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(target)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ChannelError(f"cannot listen on {address}: {error.strerror}") from error
-    return sock
+    def _channel(self, sock: socket.socket) -> SocketChannel:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return SocketChannel(sock, max_frame=self._config.max_frame_bytes)
 
 
-def _no_delay(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
+def _endpoint(address: str) -> _Endpoint:
+    """The parts of ``tcp://host:port``. An IP address, because looking a name up takes long."""
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
+        if parts.scheme == "tcp" and host and port is not None and not parts.path:
+            host = "127.0.0.1" if host == "localhost" else host
+            return _Endpoint(str(ipaddress.ip_address(host)), port)
     except ValueError:
-        host = port = None
-    if host is None or port is None or parts.scheme != "tcp" or parts.path:
-        raise ChannelError(f"{address!r} is no address of the form tcp://host:port")
-    return host, port
-
-
-@asynccontextmanager
-async def open_tcp(context: PluginContext, config: SocketConfig) -> AsyncIterator[Transport]:
-    """The transport for one node."""
-    yield TcpTransport(config.tcp_host, max_frame=config.max_frame)
+        pass
+    raise ChannelError(f"{address!r} is no address of the form tcp://IP-ADDRESS:PORT")

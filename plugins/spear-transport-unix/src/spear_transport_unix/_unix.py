@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -117,14 +118,28 @@ def _bound(path: Path) -> socket.socket:
         with _fitting(path) as fitting:
             try:
                 sock.bind(fitting)
-            except FileExistsError:
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
                 _remove_stale(path, fitting)
                 sock.bind(fitting)
-            except OSError as exc:
-                if exc.errno != 98:
-                    raise
         sock.listen(_BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _remove_stale(path: Path, fitting: str) -> None:
+    """Remove the socket of a listener that is gone. **Raises** :exc:`ChannelError` for others."""
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise ChannelError(f"{path} exists and is no socket; move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(fitting)
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass  # its queue is full, so it is alive
+    raise ChannelError(f"somebody listens at {path} already")
