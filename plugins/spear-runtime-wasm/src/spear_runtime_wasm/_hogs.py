@@ -35,7 +35,7 @@ class _State(enum.Enum):
 
 class _Job:
     __slots__ = (
-        "back", "cancelled", "ended", "guest", "meter", "reschedule", "state", "task", "token",
+        "back", "cancelled", "ended", "error", "guest", "meter", "reschedule", "state", "task", "token",
     )  # fmt: skip
 
     def __init__(self, guest: Guest, meter: Meter) -> None:
@@ -50,6 +50,13 @@ class _Job:
         """Whether the worker that is done with it wakes its task; one that is being cancelled waits
         for `back` instead."""
         self.ended = False
+        self.error: Exception | None = None
+
+    def is_due(self) -> bool:
+        """Whether it must go back to its task."""
+        if self.ended or self.cancelled or self.error is not None:
+            return True
+        return self.guest.pending is not None or self.meter.spent or self.meter.urgent
 
 
 class HogPool:
@@ -77,6 +84,8 @@ class HogPool:
         self._submit(job)
 
         await trio.lowlevel.wait_task_rescheduled(lambda _: self._abort(job))
+        if job.error is not None:
+            raise job.error
         return job.ended
 
     def close(self) -> None:
@@ -91,7 +100,7 @@ class HogPool:
     def _submit(self, job: _Job) -> None:
         with self._changed:
             self._jobs.append(job)
-            if self._idle:
+            if self._idle >= len(self._jobs):
                 self._changed.notify()
             elif len(self._threads) < self._limit:
                 name = f"spear-wasm-worker-{len(self._threads)}"
@@ -126,10 +135,13 @@ class HogPool:
         poller = self._ticker.add_poller(time.thread_time)
         try:
             while (job := self._take()) is not None:
-                for _ in range(TURN):
-                    job.ended = poll(self._ticker, poller, job.guest, job.meter)
-                    if self._is_due(job):
-                        break
+                try:
+                    for _ in range(TURN):
+                        job.ended = poll(self._ticker, poller, job.guest, job.meter)
+                        if job.is_due():
+                            break
+                except Exception as exc:  # barrier: a job must come back, whatever happens
+                    job.error = exc
                 self._put_back(job)
         finally:
             self._ticker.remove_poller(poller)
@@ -146,15 +158,9 @@ class HogPool:
             job.state = _State.RUNNING
             return job
 
-    def _is_due(self, job: _Job) -> bool:
-        guest, meter = job.guest, job.meter
-        return (
-            job.ended or job.cancelled or guest.pending is not None or meter.spent or meter.urgent
-        )
-
     def _put_back(self, job: _Job) -> None:
         with self._changed:
-            if not self._is_due(job):
+            if not job.is_due():
                 job.state = _State.QUEUED
                 self._jobs.append(job)
                 return
