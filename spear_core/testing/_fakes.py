@@ -103,7 +103,7 @@ class _Offer(ChannelOffer):
             channel = await self._listener.accept()
             try:
                 with trio.fail_after(_HANDSHAKE_S):
-                    await welcome(channel, self._verify, node_id="test-node")
+                    await welcome(channel, self._verify)
             except (SpearError, trio.TooSlowError, trio.EndOfChannel):
                 await trio.aclose_forcefully(channel)
             except BaseException:
@@ -112,10 +112,11 @@ class _Offer(ChannelOffer):
             else:
                 return channel
 
-    def _verify(self, hello: dict[str, Any]) -> None:
+    def _verify(self, hello: dict[str, Any]) -> dict[str, Any]:
         secret = hello.get("secret")
         if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self.secret):
             raise ChannelAuthError(f"wrong secret for {self._instance}")
+        return {"node": "test-node"}
 
 
 class FakeChannels(ChannelFactory):
