@@ -8,6 +8,7 @@ import itertools
 import logging
 import secrets
 import socket
+import tempfile
 import textwrap
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -89,18 +90,17 @@ class SocketOffer(ChannelOffer):
 
 
 class SocketChannels(ChannelFactory):
-    """Unix sockets in a folder, or TCP ports."""
+    """Unix sockets, or TCP ports."""
 
-    def __init__(self, folder: Path, transport: str = "unix") -> None:
-        self.folder = folder
+    def __init__(self, transport: str = "unix") -> None:
         self.transport = transport
 
     @asynccontextmanager
     async def open_offer(self, instance_id: RuntimeInstanceId) -> AsyncGenerator[ChannelOffer]:
         kind = socket.AF_UNIX if self.transport == "unix" else socket.AF_INET
-        with socket.socket(kind) as listener:
+        with socket.socket(kind) as listener, tempfile.TemporaryDirectory() as folder:
             if self.transport == "unix":
-                path = str(self.folder / f"{instance_id.instance_id}.sock")
+                path = f"{folder}/{instance_id.instance_id}.sock"
                 listener.bind(path)
                 address = f"unix://{path}"
             else:
@@ -112,6 +112,11 @@ class SocketChannels(ChannelFactory):
 
     def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:
         raise NotImplementedError
+
+
+@pytest.fixture
+def make_channels() -> type[SocketChannels]:
+    return SocketChannels
 
 
 @pytest.fixture
@@ -131,7 +136,7 @@ def context(tmp_path: Path, hostcalls: RecordingHostcalls) -> PluginContext:
         run_dir=run,
         log=logging.getLogger("spear.test"),
         hostcalls=hostcalls,
-        channels=SocketChannels(run),
+        channels=SocketChannels(),
         spearlet_config=SpearletConfig(),
     )
 

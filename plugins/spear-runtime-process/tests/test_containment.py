@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from spear_core.api import ExecutionStatus, Limits
+from spear_core.errors import InstanceLostError
 from spear_runtime_process._cgroup import find_cgroups
 
 MIB = 1 << 20
@@ -105,7 +106,7 @@ async def test_fork_bomb(place, use_cgroups) -> None:
         if len(sys.argv) == 1:
             os.execv(sys.executable, [sys.executable, __file__, "spear-test-bomb"])
         started = time.monotonic()
-        while time.monotonic() - started < 3:
+        while time.monotonic() - started < 1.5:
             try:
                 os.fork()
             except OSError:
@@ -179,6 +180,68 @@ async def test_cancel_kills_what_ignores_sigterm(
             nursery.cancel_scope.cancel()
         assert time.monotonic() - started < 2
         assert not marked("spear-test-stubborn")
+
+
+async def test_a_killed_launcher_takes_the_guest_with_it(
+    place, single, make_request, hostcalls, use_cgroups
+) -> None:
+    text = """
+        import os, sys, time
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            code = "import time; time.sleep(60)"
+            os.execv(sys.executable, [sys.executable, "-S", "-c", code, "spear-test-lost"])
+        print("up", file=sys.stderr, flush=True)
+        time.sleep(60)
+        """
+    async with place.open(use_cgroups=use_cgroups) as runtime:
+        artifact = place.artifact("long.py", text)
+        await runtime.prepare(artifact)
+        async with runtime.open_instance(place.spec(artifact)) as instance:
+            async with trio.open_nursery() as nursery:
+
+                async def kill() -> None:
+                    while not (hostcalls.lines() and marked("spear-test-lost")):
+                        await trio.sleep(0.01)
+                    os.kill((await runtime._launchers.plain()).pid, signal.SIGKILL)
+
+                nursery.start_soon(kill)
+                with trio.fail_after(10), pytest.raises(InstanceLostError, match="launcher"):
+                    await instance.execute(make_request())
+            assert await gone("spear-test-lost")
+        quick = place.artifact("quick.sh", "#!/bin/sh\necho again\n")
+        await runtime.prepare(quick)
+        async with runtime.open_instance(place.spec(quick)) as instance:
+            assert (await instance.execute(make_request())).payload == b"again\n"
+
+
+async def test_a_killed_monitor_takes_the_guest_with_it(
+    single, place, make_request, hostcalls
+) -> None:
+    text = """
+        import os, sys, time
+        if os.fork() == 0:
+            os.setsid()
+            code = "import time; time.sleep(60)"
+            os.execv(sys.executable, [sys.executable, "-S", "-c", code, "spear-test-unwatched"])
+        print("up", file=sys.stderr, flush=True)
+        time.sleep(60)
+        """
+    async with single(place.artifact("long.py", text), use_cgroups=False) as instance:
+        async with trio.open_nursery() as nursery:
+
+            async def kill() -> None:
+                while not (hostcalls.lines() and marked("spear-test-unwatched")):
+                    await trio.sleep(0.01)
+                os.kill(instance.statistics().pid, signal.SIGKILL)
+
+            nursery.start_soon(kill)
+            with trio.fail_after(10):
+                error = error_of(await instance.execute(make_request()))
+        assert error.details["signal"] == "SIGKILL"
+        assert await gone("spear-test-unwatched")
 
 
 NODE = """

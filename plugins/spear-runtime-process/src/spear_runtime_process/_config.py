@@ -9,6 +9,7 @@ _positive = validators.gt(0)
 _optional_positive = validators.optional(validators.gt(0))
 
 STANDARD_PRELOAD = (
+    "asyncio",
     "argparse",
     "base64",
     "collections",

@@ -1,0 +1,69 @@
+"""The public contract of runtimes, for each way in which guests are started and held."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from spear_core.api import ChannelFactory
+from spear_core.testing import RuntimeContract, Sample
+from spear_runtime_process._config import ProcessConfig
+from spear_runtime_process.plugin import spear_runtimes
+
+(SPEC,) = spear_runtimes()
+DEGRADED = ProcessConfig(use_cgroups=False, bwrap="no-such-bwrap")
+
+
+@pytest.fixture(autouse=True)
+def own_channels(
+    monkeypatch: pytest.MonkeyPatch, make_channels: Callable[[], ChannelFactory]
+) -> None:
+    """This distribution's tests run where no transport is installed, too."""
+
+    @asynccontextmanager
+    async def opened(*_: object) -> AsyncGenerator[ChannelFactory]:
+        yield make_channels()
+
+    monkeypatch.setattr("spear_core.testing._runtime_contract.open_channels", opened)
+
+
+def agent(body: str) -> Sample:
+    """Python with the SDK; the function takes and gives bytes."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    head = "import sys, time\nfrom spear_sdk import function\n\n@function\n"
+    return Sample(filename="sample.py", content=f"{head}def main(data: bytes) -> bytes:\n{lines}")
+
+
+class TestCommand(RuntimeContract):
+    spec = SPEC
+    config = ProcessConfig()
+    echo = Sample(filename="echo.sh", content="#!/bin/sh\nexec cat\n")
+    fails = Sample(filename="fails.sh", content="#!/bin/sh\necho no >&2\nexit 3\n")
+    loops = Sample(filename="loops.py", content="while True: pass\n")
+    hungry = Sample(filename="hungry.py", content="x = b'x' * (256 << 20)\nprint(len(x))\n")
+    logs = Sample(filename="logs.sh", content="#!/bin/sh\necho hello from the guest >&2\n")
+    malformed = Sample(filename="malformed", content="#!/no/such/interpreter\n")
+
+
+class TestCommandDegraded(TestCommand):
+    config = DEGRADED
+
+
+class TestAgent(RuntimeContract):
+    spec = SPEC
+    config = ProcessConfig()
+    echo = agent("return data")
+    fails = agent("raise ValueError('no')")
+    loops = agent("while True: pass")
+    hungry = agent("x = b'x' * (256 << 20)\nreturn b'%d' % len(x)")
+    logs = agent("print('hello from the guest')\nreturn data")
+
+
+class TestAgentDegraded(TestAgent):
+    config = DEGRADED
+
+
+class TestAgentWithoutZygote(TestAgent):
+    config = ProcessConfig(zygote="off")
