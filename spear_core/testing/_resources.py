@@ -51,7 +51,7 @@ class Resources:
         return lines
 
     @classmethod
-    async def settled(cls, before: Resources, *, seconds: float = 3.0) -> list[str]:
+    async def settled(cls, before: Resources, *, seconds: float) -> list[str]:
         """What is left over ``before`` once things had ``seconds`` to settle."""
         for _ in range(int(seconds / _LOOK_S)):
             if not cls.now().more_than(before):

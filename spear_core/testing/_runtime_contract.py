@@ -164,6 +164,8 @@ class RuntimeContract:
     """Its configuration; ``None``: the defaults."""
     patience: float = 60.0
     """Seconds after which a test that still waits has failed."""
+    settling: float = 3.0
+    """Seconds that processes, threads and files may take to go away."""
 
     echo: ClassVar[Sample]
     """Answers with its input, whatever the bytes."""
@@ -426,7 +428,7 @@ class RuntimeContract:
                 with trio.move_on_after(delay):
                     async with opened.instance(artifact):
                         await trio.sleep_forever()
-            assert await Resources.settled(before) == []
+            assert await Resources.settled(before, seconds=self.settling) == []
             _assert_completed(await opened.run_once(artifact, b"still"), b"still")
 
     # ---- the instance
@@ -478,7 +480,7 @@ class RuntimeContract:
             for _ in range(3):
                 await opened.run_once(artifact, b"x")
                 await opened.run_once(failing, b"x")
-            assert await Resources.settled(before) == []
+            assert await Resources.settled(before, seconds=self.settling) == []
 
     @promise
     async def test_instance_ends_when_its_block_fails(self, tmp_path: Path) -> None:
@@ -499,7 +501,7 @@ class RuntimeContract:
             with pytest.raises((ValueError, BaseExceptionGroup)) as caught:
                 await fail()
             assert _leaves(caught.value) == [ValueError]
-            assert await Resources.settled(before) == []
+            assert await Resources.settled(before, seconds=self.settling) == []
 
     @promise
     async def test_runtime_leaves_nothing_behind(self, tmp_path: Path) -> None:
@@ -509,7 +511,7 @@ class RuntimeContract:
         before = Resources.now()
         async with self.open_runtime(tmp_path) as opened:
             await opened.run_once(opened.artifact(self.echo), b"x")
-        assert await Resources.settled(before) == []
+        assert await Resources.settled(before, seconds=self.settling) == []
 
 
 async def _has_failed(instance: Instance) -> bool:

@@ -390,6 +390,25 @@ class TransportContract:
                         assert len(message.payload) == len(payload)
             assert got == list(range(total))
 
+    @promise
+    async def test_receive_cancelled_as_a_message_arrives(self, tmp_path: Path) -> None:
+        """``receive``, cancelled in the moment a message arrives: it returns it, or leaves it for
+        the next call."""
+        async with self.open_pair(tmp_path) as pair:
+            for delay in range(12):
+                got: list[Message] = []
+                scope = trio.CancelScope()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_receive_into, got, pair.far, scope)
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                    await pair.near.send(_numbered(delay))
+                    for _ in range(delay):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+                if not got:
+                    got.append(await pair.far.receive())
+                assert [message.id for message in got] == [delay]
+
     # ---- closing
 
     @promise
@@ -408,7 +427,8 @@ class TransportContract:
     async def test_unread_messages_survive_the_close(self, tmp_path: Path) -> None:
         """``aclose``: what was sent and not yet read is still received."""
         async with self.open_pair(tmp_path) as pair:
-            await _send_all(pair.near, [_numbered(n) for n in range(10)])
+            sizes = [n * 7 % 10 * 50 for n in range(10)]
+            await _send_all(pair.near, [_numbered(n, bytes(s)) for n, s in enumerate(sizes)])
             await pair.near.aclose()
             await _expect_ids(pair.far, range(10))
             with pytest.raises(trio.EndOfChannel):
@@ -573,6 +593,11 @@ class TransportContract:
 async def _send_all(channel: Channel, messages: list[Message]) -> None:
     for message in messages:
         await channel.send(message)
+
+
+async def _receive_into(got: list[Message], channel: Channel, scope: trio.CancelScope) -> None:
+    with scope:
+        got.append(await channel.receive())
 
 
 async def _expect_ids(channel: Channel, ids: range) -> None:

@@ -1,0 +1,271 @@
+"""Object stores with one planted bug each, and the suite test that must catch it.
+
+Run by ``test_mutants.py``, never by name. The docstring says what is wrong; the ``Sound…`` one is
+without a bug and must pass everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from spear_core.api import (
+    ObjectPage,
+    ObjectStat,
+    ObjectStore,
+    ObjectStoreSpec,
+    PluginContext,
+)
+from spear_core.builtins.memory_store import MemoryObjectStore, MemoryStoreConfig
+from spear_core.errors import (
+    ObjectConflictError,
+)
+from spear_core.testing import (
+    ObjectStoreContract,
+)
+
+
+class StoreMutant(ObjectStoreContract):
+    patience = 5.0
+    small_config = MemoryStoreConfig(memory_store_bytes=100_000)
+
+
+def store_spec(cls: type[MemoryObjectStore]) -> ObjectStoreSpec[MemoryStoreConfig]:
+    @asynccontextmanager
+    async def open_toy(
+        context: PluginContext, config: MemoryStoreConfig
+    ) -> AsyncGenerator[ObjectStore, None]:
+        yield cls(max_bytes=config.memory_store_bytes)
+
+    return ObjectStoreSpec(name="toy", open=open_toy, config_cls=MemoryStoreConfig)
+
+
+class TestSoundStore(ObjectStoreContract):
+    spec = store_spec(MemoryObjectStore)
+    small_config = MemoryStoreConfig(memory_store_bytes=100_000)
+
+
+class TestIgnoresExpect(StoreMutant):
+    """A store that writes whatever version the writer has read."""
+
+    caught_by = "test_expected_version_is_held_to"
+
+    class Planted(MemoryObjectStore):
+        def _check_expected(self, key: str, found: Any, expect: int | None) -> None:
+            if expect == 0:
+                super()._check_expected(key, found, expect)
+
+    spec = store_spec(Planted)
+
+
+class TestExpectZeroMeansAnything(StoreMutant):
+    """A store that takes ``expect=0`` for "not given"."""
+
+    caught_by = "test_expect_zero_means_must_not_exist"
+
+    class Planted(MemoryObjectStore):
+        def _check_expected(self, key: str, found: Any, expect: int | None) -> None:
+            super()._check_expected(key, found, expect or None)
+
+    spec = store_spec(Planted)
+
+
+class TestConflictWithoutVersion(StoreMutant):
+    """A store whose conflict does not say which version is current."""
+
+    caught_by = "test_expected_version_is_held_to"
+
+    class Planted(MemoryObjectStore):
+        def _check_expected(self, key: str, found: Any, expect: int | None) -> None:
+            try:
+                super()._check_expected(key, found, expect)
+            except ObjectConflictError as exc:
+                raise ObjectConflictError(exc.message) from None
+
+    spec = store_spec(Planted)
+
+
+class TestChecksTooEarly(StoreMutant):
+    """A store that compares the version, then waits, then writes."""
+
+    caught_by = "test_one_of_many_writers_wins"
+
+    class Planted(MemoryObjectStore):
+        async def put(
+            self, key: str, value: bytes, *, expect: int | None = None, content_type: str = "x/y"
+        ) -> ObjectStat:
+            self._check_expected(key, self._objects.get(key), expect)
+            return await super().put(key, value, content_type=content_type)
+
+    spec = store_spec(Planted)
+
+
+class TestForgetsVersions(StoreMutant):
+    """A store that begins at version 1 again after a delete."""
+
+    caught_by = "test_versions_go_on_after_a_delete"
+
+    class Planted(MemoryObjectStore):
+        def _drop(self, key: str) -> None:
+            super()._drop(key)
+            self._last_versions.clear()
+
+    spec = store_spec(Planted)
+
+
+class TestWriteDropsReferences(StoreMutant):
+    """A store whose overwrite begins without references."""
+
+    caught_by = "test_a_write_keeps_references_and_pin"
+
+    class Planted(MemoryObjectStore):
+        async def put(self, key: str, value: bytes, **rest: Any) -> ObjectStat:
+            await super().put(key, value, **rest)
+            return self._change(key, refs=0)
+
+    spec = store_spec(Planted)
+
+
+class TestCollectsPinned(StoreMutant):
+    """A store that collects a pinned object with its last reference."""
+
+    caught_by = "test_pinned_objects_stay"
+
+    class Planted(MemoryObjectStore):
+        async def remove_ref(self, key: str) -> ObjectStat | None:
+            self._change(key, pinned=False)
+            return await super().remove_ref(key)
+
+    spec = store_spec(Planted)
+
+
+class TestUnpinCollectsReferenced(StoreMutant):
+    """A store that collects what is unpinned, whatever refers to it."""
+
+    caught_by = "test_unpinning_keeps_referenced_objects"
+
+    class Planted(MemoryObjectStore):
+        async def unpin(self, key: str) -> ObjectStat | None:
+            await trio.lowlevel.checkpoint()
+            self._find(key)
+            self._drop(key)
+            return None
+
+    spec = store_spec(Planted)
+
+
+class TestNegativeReferences(StoreMutant):
+    """A store that collects an object that never had a reference."""
+
+    caught_by = "test_no_reference_to_remove"
+
+    class Planted(MemoryObjectStore):
+        async def remove_ref(self, key: str) -> ObjectStat | None:
+            if self._find(key).stat.refs == 0:
+                self._drop(key)
+                return None
+            return await super().remove_ref(key)
+
+    spec = store_spec(Planted)
+
+
+class TestUnsortedList(StoreMutant):
+    """A store that lists in the order of writing."""
+
+    caught_by = "test_list_is_sorted_and_filtered"
+
+    class Planted(MemoryObjectStore):
+        async def list(self, prefix: str = "", **rest: Any) -> ObjectPage:
+            page = await super().list(prefix, **rest)
+            in_order = sorted(page.objects, key=lambda stat: stat.created_at)
+            return attrs.evolve(page, objects=tuple(in_order))
+
+    spec = store_spec(Planted)
+
+
+class TestRepeatsAcrossPages(StoreMutant):
+    """A store whose next page begins with the last object of this one."""
+
+    caught_by = "test_list_pages"
+
+    class Planted(MemoryObjectStore):
+        async def list(
+            self, prefix: str = "", *, after: str | None = None, limit: int = 1000
+        ) -> ObjectPage:
+            return await super().list(prefix, after=after and after[:-1], limit=limit)
+
+    spec = store_spec(Planted)
+
+
+class TestEndlessPages(StoreMutant):
+    """A store that promises one more page when the last one is exactly full."""
+
+    caught_by = "test_list_pages"
+
+    class Planted(MemoryObjectStore):
+        async def list(self, *args: Any, **rest: Any) -> ObjectPage:
+            page = await super().list(*args, **rest)
+            if len(page.objects) == rest.get("limit"):
+                return attrs.evolve(page, next_key=page.objects[-1].key)
+            return page
+
+    spec = store_spec(Planted)
+
+
+class TestEvicts(StoreMutant):
+    """A store that makes room by throwing something out."""
+
+    caught_by = "test_full_store_refuses"
+
+    class Planted(MemoryObjectStore):
+        async def put(self, key: str, value: bytes, **rest: Any) -> ObjectStat:
+            while self._used + len(value) > self._max_bytes and self._keys:
+                self._drop(self._keys[0])
+            return await super().put(key, value, **rest)
+
+    spec = store_spec(Planted)
+
+
+class TestCountsOverwritesTwice(StoreMutant):
+    """A store that never gives back the room of an overwritten value."""
+
+    caught_by = "test_full_store_refuses"
+
+    class Planted(MemoryObjectStore):
+        async def put(self, key: str, value: bytes, **rest: Any) -> ObjectStat:
+            old = self._objects.get(key)
+            stat = await super().put(key, value, **rest)
+            self._used += old.stat.size if old else 0
+            return stat
+
+    spec = store_spec(Planted)
+
+
+class TestWritesThenWaits(StoreMutant):
+    """A store that has written when it is cancelled."""
+
+    caught_by = "test_cancelled_calls_change_nothing"
+
+    class Planted(MemoryObjectStore):
+        async def pin(self, key: str) -> ObjectStat:
+            stat = self._change(key, pinned=True)
+            await trio.lowlevel.checkpoint()
+            return stat
+
+    spec = store_spec(Planted)
+
+
+class TestKeyErrors(StoreMutant):
+    """A store that lets ``KeyError`` out."""
+
+    caught_by = "test_unknown_keys_are_not_found"
+
+    class Planted(MemoryObjectStore):
+        def _find(self, key: str) -> Any:
+            return self._objects[key]
+
+    spec = store_spec(Planted)
