@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -67,9 +66,12 @@ class TaskLog:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._descriptor = os.open(self._path, flags, 0o600)
         written = os.write(self._descriptor, line)
-        if written < len(line):
+        try:
+            while written < len(line):  # cut short: the next write goes on, or says why not
+                written += os.write(self._descriptor, line[written:])
+        except OSError:
             os.ftruncate(self._descriptor, self._size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise
         self._size += written
 
     def _drop(self, reason: str) -> None:
