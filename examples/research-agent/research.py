@@ -13,23 +13,7 @@ from dataclasses import dataclass
 
 from spear_sdk import Context, InvalidInputError, function
 
-COMMON = {
-    "and",
-    "did",
-    "does",
-    "from",
-    "that",
-    "this",
-    "were",
-    "the",
-    "was",
-    "what",
-    "when",
-    "which",
-    "who",
-    "why",
-    "with",
-}
+COMMON = {"does", "from", "that", "this", "were", "what", "when", "which", "with"}
 SPARE = 0.2
 """Share of the time that is kept for writing the answer."""
 
@@ -76,7 +60,7 @@ def understand(text: str) -> tuple[str, dict[str, str]]:
 def plan(question: str) -> set[str]:
     """The words to look for."""
     words = re.findall(r"[a-z']+", question.lower())
-    return {stem(word) for word in words if len(word) > 2 and word not in COMMON}
+    return {stem(word) for word in words if len(word) > 3 and word not in COMMON}
 
 
 def stem(word: str) -> str:
