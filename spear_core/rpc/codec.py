@@ -15,6 +15,7 @@ from spear_core.api import (
     ExecutionResponse,
     ExecutionStatus,
     ExecutionUsage,
+    IsolationLevel,
     Message,
     MessageFlag,
     MessageKind,
@@ -42,6 +43,9 @@ Payload = bytes | bytearray | memoryview
 
 _MAX_TEXT = 16_384
 """Characters of an error message that go over the wire; a head has room for 65535 bytes."""
+
+_NO_USAGE = ExecutionUsage()
+_LEVELS = {int(level): level for level in IsolationLevel}
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
@@ -81,6 +85,7 @@ class _ErrorMap(msgspec.Struct, omit_defaults=True):
 class _UsageMap(msgspec.Struct, omit_defaults=True):
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
+    isolation: int | None = None
 
 
 class _ResponseMap(msgspec.Struct, omit_defaults=True):
@@ -102,6 +107,13 @@ class _RequestArgs(msgspec.Struct):
     content_type: str = "application/octet-stream"
     deadline_s: float | None = None
     trace: str = ""
+
+
+class _ExecuteHead(msgspec.Struct):
+    """Head of the REQUEST ``execute``, whole."""
+
+    method: str
+    args: _RequestArgs
 
 
 def encode_head(value: object) -> bytes:
@@ -188,7 +200,10 @@ def execution_request_from_args(args: dict[str, Any], payload: Payload) -> Execu
 
     **Raises** :exc:`~spear_core.errors.ProtocolError` for arguments that do not fit.
     """
-    known = _converted(args, _RequestArgs)
+    return _request(_converted(args, _RequestArgs), payload)
+
+
+def _request(known: _RequestArgs, payload: Payload) -> ExecutionRequest:
     return ExecutionRequest(
         execution_id=known.execution_id,
         task_id=known.task_id,
@@ -212,10 +227,12 @@ def execution_request_from_message(message: Message) -> ExecutionRequest:
 
     **Raises** :exc:`~spear_core.errors.ProtocolError` for any other message.
     """
-    head = decode_head(message.head, RequestHead)
-    if message.kind != MessageKind.REQUEST or head.method != "execute":
+    if message.kind != MessageKind.REQUEST:
+        raise ProtocolError(f"expected a request, got a message of kind {message.kind}")
+    head = decode_head(message.head, _ExecuteHead)
+    if head.method != "execute":
         raise ProtocolError(f"expected a request to execute, got {head.method!r}")
-    return execution_request_from_args(head.args, message.payload)
+    return _request(head.args, message.payload)
 
 
 def execution_response_to_head(response: ExecutionResponse) -> dict[str, Any]:
@@ -232,8 +249,8 @@ def execution_response_to_head(response: ExecutionResponse) -> dict[str, Any]:
             "details": dict(error.details),
         }
     usage = response.usage
-    if usage.cpu_seconds is not None or usage.peak_memory_bytes is not None:
-        head["usage"] = _UsageMap(usage.cpu_seconds, usage.peak_memory_bytes)
+    if usage != _NO_USAGE:
+        head["usage"] = _UsageMap(usage.cpu_seconds, usage.peak_memory_bytes, usage.isolation)
     return head
 
 
@@ -242,9 +259,22 @@ def execution_response_from_head(head: dict[str, Any], payload: Payload) -> Exec
 
     **Raises** :exc:`~spear_core.errors.ProtocolError` for a head that is no such answer.
     """
-    known = _converted(head, _ResponseMap)
-    usage = known.usage or _UsageMap()
-    spent = ExecutionUsage(cpu_seconds=usage.cpu_seconds, peak_memory_bytes=usage.peak_memory_bytes)
+    return _response(_converted(head, _ResponseMap), payload)
+
+
+def _usage(known: _UsageMap | None) -> ExecutionUsage:
+    if known is None:
+        return _NO_USAGE
+    level = known.isolation
+    return ExecutionUsage(
+        cpu_seconds=known.cpu_seconds,
+        peak_memory_bytes=known.peak_memory_bytes,
+        isolation=None if level is None or level not in _LEVELS else _LEVELS[level],
+    )
+
+
+def _response(known: _ResponseMap, payload: Payload) -> ExecutionResponse:
+    spent = _usage(known.usage)
     if known.status == "completed" and known.error is None:
         return ExecutionResponse(
             status=ExecutionStatus.COMPLETED,
@@ -279,4 +309,4 @@ def execution_response_from_message(message: Message) -> ExecutionResponse:
         raise ProtocolError(f"expected an answer, got a message of kind {message.kind}")
     if message.flags & MessageFlag.ERROR:
         raise error_from_head(message.head)
-    return execution_response_from_head(decode_head(message.head, dict[str, Any]), message.payload)
+    return _response(decode_head(message.head, _ResponseMap), message.payload)
