@@ -94,6 +94,8 @@ def supervise(limits: TreeLimits, report: int) -> None:
         confine.die_with_parent(own)
         return
     os.closerange(0, report)
+    with contextlib.suppress(OSError):  # against a fork bomb, where we may
+        os.nice(-10)
     status = _watch(guest, limits, report)
     tree.reap_all()
     _end_like(status)
