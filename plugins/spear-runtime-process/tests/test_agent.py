@@ -57,6 +57,15 @@ ECHO = """
         return ctx.hostcall("upper", data)
 
     @function
+    def misuse(data: bytes, ctx: Context) -> bytes:
+        ctx.execution_id = "someone-elses"
+        ctx.log.info("not mine")
+        try:
+            return ctx.hostcall("upper", data)
+        except Exception as exc:
+            return f"{type(exc).__name__}: {exc}".encode()
+
+    @function
     def fail() -> None:
         raise ValueError("no good")
 
@@ -181,6 +190,15 @@ async def test_nothing_of_the_nodes_environment_leaks(
 async def test_hostcalls_are_answered(single, echo, make_request, start) -> None:
     async with single(echo, **start) as instance:
         assert (await call(instance, make_request, "shout", b"hey")).payload == b"HEY"
+
+
+async def test_hostcalls_are_for_the_running_execution_only(
+    single, echo, make_request, hostcalls, start
+) -> None:
+    async with single(echo, **start) as instance:
+        answer = (await call(instance, make_request, "misuse", b"hey")).payload
+        assert b"is not running here" in answer
+        assert not hostcalls.entries
 
 
 async def test_an_exception_is_a_response_and_the_worker_goes_on(

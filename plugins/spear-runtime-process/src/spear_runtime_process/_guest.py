@@ -155,8 +155,7 @@ class Guest:
             details = {"exit_code": str(ended.code)}
             return ErrorInfo(code="unknown", message=message, kind="exit", details=details)
         name = signal_name(ended.signal)
-        code = "resource_exhausted" if name in ("SIGXCPU", "SIGXFSZ") else "unknown"
-        return ErrorInfo(code=code, message=message, kind="signal", details={"signal": name})
+        return ErrorInfo(code="unknown", message=message, kind="signal", details={"signal": name})
 
 
 def memory_file(data: bytes) -> int:

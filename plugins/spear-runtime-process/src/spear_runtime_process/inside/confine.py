@@ -71,20 +71,16 @@ def enter_cgroups(files: tuple[str, ...]) -> None:
 
 
 def set_rlimits(limits: dict[str, int]) -> None:
-    """Lower the named limits, hard and soft; a value above the present hard limit is cut to it.
-
-    CPU keeps a second between soft (SIGXCPU) and hard (SIGKILL), so that the end has a name.
-    """
+    """Lower the named limits, hard and soft; a value above the present hard limit is cut to it."""
     for name, number in limits.items():
         value = number
         kind = getattr(resource, "RLIMIT_" + name)
         if name == "NPROC":  # the kernel counts all of the user's, here and elsewhere
             value += tree.tasks_of_user(os.getuid())
         ceiling = resource.getrlimit(kind)[1]
-        hard = value + 1 if name == "CPU" else value
         if ceiling != resource.RLIM_INFINITY:
-            hard = min(hard, ceiling)
-        resource.setrlimit(kind, (min(value, hard), hard))
+            value = min(value, ceiling)
+        resource.setrlimit(kind, (value, value))
 
 
 def drop_capabilities() -> None:
