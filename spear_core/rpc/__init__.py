@@ -5,7 +5,7 @@ correlates requests and answers; ``handshake`` is the first frame each way.
 """
 
 from spear_core.rpc.handshake import hello, welcome
-from spear_core.rpc.session import Call, Reply, Session, SessionLimits, open_session
+from spear_core.rpc.session import Call, Reply, Session, SessionLimits, Stream, open_session
 from spear_core.rpc.socket_channel import SocketChannel
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Session",
     "SessionLimits",
     "SocketChannel",
+    "Stream",
     "hello",
     "open_session",
     "welcome",

@@ -20,12 +20,18 @@ from spear_core.api import (
     MessageFlag,
     MessageKind,
 )
-from spear_core.errors import ProtocolError, SpearError, error_from_code
+from spear_core.errors import (
+    InvalidRequestError,
+    ProtocolError,
+    SpearError,
+    error_from_code,
+)
 
 __all__ = [
     "RequestHead",
     "decode_head",
     "encode_head",
+    "encode_small_head",
     "error_from_head",
     "error_to_head",
     "execution_request_from_args",
@@ -46,6 +52,8 @@ _MAX_TEXT = 16_384
 
 _NO_USAGE = ExecutionUsage()
 _LEVELS = {int(level): level for level in IsolationLevel}
+
+_MAX_HEAD = 0xFFFF
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
@@ -124,6 +132,17 @@ def encode_head(value: object) -> bytes:
     return _encode(value)
 
 
+def encode_small_head(head: dict[str, Any]) -> bytes:
+    """:func:`encode_head`, for the head of one frame.
+
+    **Raises** :exc:`~spear_core.errors.InvalidRequestError` when a frame cannot hold it.
+    """
+    data = _encode(head)
+    if len(data) > _MAX_HEAD:
+        raise InvalidRequestError(f"a head has at most {_MAX_HEAD} bytes, this one {len(data)}")
+    return data
+
+
 def decode_head(data: bytes | memoryview, type: type[T]) -> T:  # noqa: A002 - msgspec's own word
     """msgpack as an instance of ``type`` (``dict``, an attrs class, …), checked against it.
 
@@ -163,7 +182,7 @@ def error_to_head(exc: Exception) -> bytes:
         **{name: getattr(exc, name, None) for name in _ERROR_ATTRIBUTES},
     )
     data = _encode(head)
-    if len(data) <= 0xFFFF:
+    if len(data) <= _MAX_HEAD:
         return data
     return _encode(_ErrorHead(head.name, head.message, head.code, head.retryable))
 

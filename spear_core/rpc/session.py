@@ -11,6 +11,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -29,17 +30,18 @@ from spear_core.errors import (
     TaskCancelledError,
 )
 from spear_core.rpc._assembly import Assembler, TooLarge
+from spear_core.rpc._serving import Call, Job, Payload, Reply, Servants
+from spear_core.rpc._stream import Stream
 from spear_core.rpc.codec import (
     RequestHead,
     decode_head,
     encode_head,
+    encode_small_head,
     error_from_head,
     error_to_head,
 )
 
-__all__ = ["Call", "Reply", "Session", "SessionLimits", "open_session"]
-
-Payload = bytes | bytearray | memoryview
+__all__ = ["Call", "Reply", "Session", "SessionLimits", "Stream", "open_session"]
 
 CHUNK = 256 << 10
 """A larger payload goes in pieces of this size, so that it does not hold up the line."""
@@ -50,25 +52,9 @@ _CLOSE_GRACE_S = 2.0
 _log = logging.getLogger("spear.rpc")
 
 
-@attrs.frozen
-class Call:
-    """A request or a notice from the peer."""
-
-    method: str
-    args: dict[str, Any] = attrs.field(factory=dict)
-    payload: Payload = b""
-
-
-@attrs.frozen
-class Reply:
-    """The answer to a request."""
-
-    head: dict[str, Any] = attrs.field(factory=dict)
-    payload: Payload = b""
-
-
 Handler = Callable[[Call], Awaitable[Reply]]
 NoticeHandler = Callable[[Call], None]
+StreamHandler = Callable[[Call, Stream], Awaitable[Reply]]
 
 
 @attrs.frozen(kw_only=True)
@@ -80,7 +66,9 @@ class SessionLimits:
     max_assembling: int = 512 << 20
     """Bytes of all payloads of which only a part is here."""
     max_requests: int = 16_384
-    """The peer's requests under way at the same time."""
+    """The peer's requests under way at the same time, streams included."""
+    max_streams: int = 256
+    """The peer's streams under way at the same time; each may hold 256 KiB."""
 
 
 class _Pending:
@@ -123,24 +111,25 @@ class Session:
         initiator: bool,
         handler: Handler | None,
         on_notice: NoticeHandler | None,
+        on_stream: StreamHandler | None,
         limits: SessionLimits,
     ) -> None:
         self._channel = channel
         self._handler = handler
         self._on_notice = on_notice
+        self._on_stream = on_stream
         self._limits = limits
         self._next_id = 2 if initiator else 1
         self._peer_parity = 1 if initiator else 0
         self._pending: dict[int, _Pending] = {}
-        self._serving: dict[int, trio.CancelScope] = {}
+        self._servants = Servants(self._respond)
+        self._streams: dict[int, Stream] = {}
         self._assembler = Assembler(max_message=limits.max_message, max_total=limits.max_assembling)
         self._pings: dict[bytes, trio.Event] = {}
         self._notice_turn = trio.Lock()
         self._outbox: deque[Message] = deque()
         self._posted = trio.lowlevel.ParkingLot()
         self._background = trio.CancelScope(shield=True)
-        self._handlers: trio.Nursery | None = None
-        self._idle = trio.lowlevel.ParkingLot()
         self._going = False
         self._peer_going = ""
         self._closed = trio.Event()
@@ -150,6 +139,7 @@ class Session:
             MessageKind.REQUEST: self._got_request,
             MessageKind.RESPONSE: self._got_response,
             MessageKind.DATA: self._got_data,
+            MessageKind.CREDIT: self._got_credit,
             MessageKind.CANCEL: self._got_cancel,
             MessageKind.PING: self._got_ping,
             MessageKind.PONG: self._got_pong,
@@ -170,7 +160,7 @@ class Session:
         this side, :exc:`~spear_core.errors.InvalidRequestError` for more than fits.
         **Cancellation**: leaves at once and tells the peer, which cancels its handler.
         """
-        head = _encode_small_head({"method": method, "args": args or {}})
+        head = encode_small_head({"method": method, "args": args or {}})
         id_ = self._new_id()
         pending = self._pending[id_] = _Pending()
         try:
@@ -184,13 +174,39 @@ class Session:
             del self._pending[id_]
             self._assembler.drop(id_)
 
+    @asynccontextmanager
+    async def open_stream(
+        self, method: str, args: Mapping[str, Any] | None = None, payload: Payload = b""
+    ) -> AsyncGenerator[Stream]:
+        """Open a stream that the peer's ``on_stream`` serves; leaving the block ends it.
+
+        Leaving before the peer has answered cancels its side. **Raises** as :meth:`request` for
+        its own side; :meth:`Stream.receive` and :meth:`Stream.result` raise what the peer raises.
+        """
+        head = encode_small_head({"method": method, "args": args or {}})
+        if len(payload) > CHUNK:
+            raise InvalidRequestError(
+                f"a stream opens with at most {CHUNK} bytes, these are {len(payload)}"
+            )
+        id_ = self._new_id()
+        stream = self._streams[id_] = self._new_stream(id_)
+        try:
+            await self._send(MessageKind.REQUEST, id_, MessageFlag.STREAM, head, payload)
+            yield stream
+        finally:
+            del self._streams[id_]
+            self._assembler.drop(id_)
+            if not stream.answered:
+                self._post(Message(MessageKind.CANCEL, id_))
+            stream.break_(ChannelClosedError("the stream's block has ended"))
+
     async def notify(
         self, method: str, args: Mapping[str, Any] | None = None, payload: Payload = b""
     ) -> None:
         """Tell the peer something that has no answer. **Raises** as :meth:`request` does for
         its own side. **Cancellation**: the peer got all of it or nothing."""
         self._check_open()
-        head = _encode_small_head({"method": method, "args": args or {}})
+        head = encode_small_head({"method": method, "args": args or {}})
         if len(payload) <= CHUNK:
             await self._send(MessageKind.NOTICE, 0, 0, head, payload)
             return
@@ -225,9 +241,7 @@ class Session:
 
     async def wait_idle(self) -> None:
         """Wait until none of the peer's requests is under way and every answer is sent."""
-        while self._serving:
-            await self._idle.park()
-        await trio.lowlevel.checkpoint()
+        await self._servants.wait_idle()
 
     async def wait_closed(self) -> str:
         """Wait until the session has ended and return why, in one line."""
@@ -252,6 +266,14 @@ class Session:
         id_ = self._next_id
         self._next_id += 2
         return id_
+
+    def _new_stream(self, id_: int) -> Stream:
+        return Stream(
+            id_,
+            send=self._channel.send,
+            post=self._post,
+            max_message=self._limits.max_message,
+        )
 
     async def _send(
         self, kind: MessageKind, id_: int, flags: int, head: bytes, payload: Payload
@@ -284,13 +306,16 @@ class Session:
     def _post_error(self, id_: int, error: SpearError) -> None:
         self._post(Message(MessageKind.RESPONSE, id_, MessageFlag.ERROR, error_to_head(error)))
 
-    async def _run(self, handlers: trio.Nursery) -> None:
-        """Read and post until the end, whoever cancels meanwhile; then close the channel."""
-        self._handlers = handlers
+    async def _run(self, nursery: trio.Nursery) -> None:
+        """Read and post until the end, whoever cancels meanwhile; then close the channel.
+
+        :param nursery: where the handlers live; its block is :func:`open_session`'s own.
+        """
+        self._servants.open(nursery)
         try:
             with self._background:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write_posted)
+                async with trio.open_nursery() as background:
+                    background.start_soon(self._write_posted)
                     reason = await self._read()
                     self._end(reason)
         finally:
@@ -330,8 +355,9 @@ class Session:
             pending.settle(self._error())
         for answered in self._pings.values():
             answered.set()
-        for scope in self._serving.values():
-            scope.cancel()
+        for stream in self._streams.values():
+            stream.break_(self._error())
+        self._servants.cancel_all()
 
     # What the peer does.
 
@@ -339,11 +365,14 @@ class Session:
         id_ = message.id
         if id_ == 0 or id_ & 1 != self._peer_parity:
             raise ProtocolError(f"a request with id {id_}, which is not the sender's to give")
-        if id_ in self._serving or id_ in self._assembler:
+        if id_ in self._servants or id_ in self._assembler:
             raise ProtocolError(f"a second request with id {id_} while the first is under way")
+        streams = message.flags & MessageFlag.STREAM
         if self._going:
             self._post_error(id_, NodeStoppingError("shutting down: no new requests"))
-        elif len(self._serving) >= self._limits.max_requests:
+        elif len(self._servants) >= self._limits.max_requests or (
+            streams and len(self._streams) >= self._limits.max_streams
+        ):
             self._post_error(
                 id_, ResourceExhaustedError("too many requests under way on this connection")
             )
@@ -353,57 +382,61 @@ class Session:
             self._start(message)
 
     def _start(self, message: Message) -> None:
+        id_ = message.id
         head = decode_head(message.head, RequestHead)
-        scope = self._serving[message.id] = trio.CancelScope()
-        assert self._handlers is not None
         call = Call(head.method, head.args, message.payload)
-        self._handlers.start_soon(self._serve, message.id, call, scope)
+        if not message.flags & MessageFlag.STREAM:
+            work = partial(self._handle, call)
+        else:
+            stream = self._streams[id_] = self._new_stream(id_)
+            work = partial(self._handle_stream, id_, call, stream)
+        self._servants.start(Job(id_, call.method, work))
 
-    async def _serve(self, id_: int, call: Call, scope: trio.CancelScope) -> None:
+    async def _handle(self, call: Call) -> Reply:
+        if self._handler is None:
+            raise SpearError("this side answers no requests", code="unimplemented")
+        reply = await self._handler(call)
+        if len(reply.payload) > self._limits.max_message:
+            raise ResourceExhaustedError(
+                f"the answer has {len(reply.payload)} bytes; at most"
+                f" {self._limits.max_message} are allowed",
+                retryable=False,
+            )
+        return reply
+
+    async def _handle_stream(self, id_: int, call: Call, stream: Stream) -> Reply:
         try:
-            flags, head, payload = await self._answer(call, scope)
-            await self._send(MessageKind.RESPONSE, id_, flags, head, payload)
-        except ChannelError:
-            pass  # nobody is left to hear the answer
+            if self._on_stream is None:
+                raise SpearError("this side serves no streams", code="unimplemented")
+            return await self._on_stream(call, stream)
         finally:
-            del self._serving[id_]
-            if not self._serving:
-                self._idle.unpark_all()
+            del self._streams[id_]
+            stream.break_(ChannelClosedError("the stream has been answered"))
 
-    async def _answer(self, call: Call, scope: trio.CancelScope) -> tuple[int, bytes, Payload]:
-        error: Exception = TaskCancelledError(f"{call.method} was cancelled by its caller")
-        with scope:
-            try:
-                if self._handler is None:
-                    raise SpearError("this side answers no requests", code="unimplemented")
-                reply = await self._handler(call)
-                if len(reply.payload) > self._limits.max_message:
-                    raise ResourceExhaustedError(
-                        f"the answer has {len(reply.payload)} bytes; at most"
-                        f" {self._limits.max_message} are allowed",
-                        retryable=False,
-                    )
-                return 0, _encode_small_head(reply.head), reply.payload
-            except SpearError as exc:
-                error = exc
-            except Exception as exc:  # barrier: one request
-                _log.exception("the handler of %s failed", call.method)
-                error = exc
-        return MessageFlag.ERROR, error_to_head(error), b""
+    async def _respond(self, id_: int, flags: int, head: bytes, payload: Payload) -> None:
+        await self._send(MessageKind.RESPONSE, id_, flags, head, payload)
 
     def _got_response(self, message: Message) -> None:
         id_ = message.id
         if id_ == 0 or id_ & 1 == self._peer_parity or id_ >= self._next_id:
             raise ProtocolError(f"an answer to id {id_}, which was never asked")
-        pending = self._pending.get(id_)
-        if pending is None or pending.answer is not None:
-            return  # the caller did not wait for it
+        settle = self._settler(id_)
+        if settle is None:
+            return  # whoever asked did not wait for it
         if message.flags & MessageFlag.ERROR:
-            pending.settle(error_from_head(message.head))
+            settle(error_from_head(message.head))
         elif message.flags & MessageFlag.MORE:
             self._begin(message)
         else:
-            pending.settle(Reply(decode_head(message.head, dict), message.payload))
+            settle(Reply(decode_head(message.head, dict), message.payload))
+
+    def _settler(self, id_: int) -> Callable[[Reply | Exception], None] | None:
+        """What takes the answer to a request of ours."""
+        if (pending := self._pending.get(id_)) is not None:
+            return pending.settle
+        if id_ & 1 != self._peer_parity and (stream := self._streams.get(id_)) is not None:
+            return stream.settle
+        return None
 
     def _got_notice(self, message: Message) -> None:
         if message.flags & MessageFlag.MORE:
@@ -426,7 +459,9 @@ class Session:
 
     def _got_data(self, message: Message) -> None:
         if message.id not in self._assembler:
-            return  # of a request that was cancelled or refused meanwhile
+            if (stream := self._streams.get(message.id)) is not None:
+                stream.got_data(message)
+            return  # else of a request that was cancelled or refused meanwhile
         first = self._assembler.first(message.id)
         try:
             whole = self._assembler.add(message)
@@ -448,16 +483,18 @@ class Session:
         )
         if first.kind == MessageKind.REQUEST:
             self._post_error(first.id, error)
-        elif (pending := self._pending.get(first.id)) is not None:
-            pending.settle(error)
+        elif (settle := self._settler(first.id)) is not None:
+            settle(error)
 
     def _got_cancel(self, message: Message) -> None:
-        if (scope := self._serving.get(message.id)) is not None:
-            scope.cancel()
-        elif message.id in self._assembler:
+        if not self._servants.cancel(message.id) and message.id in self._assembler:
             self._assembler.drop(message.id)
             if message.id:
                 self._post_error(message.id, TaskCancelledError("cancelled by its caller"))
+
+    def _got_credit(self, message: Message) -> None:
+        if (stream := self._streams.get(message.id)) is not None:
+            stream.got_credit(message)
 
     def _got_ping(self, message: Message) -> None:
         if len(message.payload) > 64:
@@ -473,13 +510,6 @@ class Session:
         self._peer_going = str(head.get("reason") or "it is shutting down")
 
 
-def _encode_small_head(head: dict[str, Any]) -> bytes:
-    data = encode_head(head)
-    if len(data) > 0xFFFF:
-        raise InvalidRequestError(f"a head has at most 65535 bytes, this one {len(data)}")
-    return data
-
-
 @asynccontextmanager
 async def open_session(
     channel: Channel,
@@ -487,6 +517,7 @@ async def open_session(
     initiator: bool,
     handler: Handler | None = None,
     on_notice: NoticeHandler | None = None,
+    on_stream: StreamHandler | None = None,
     limits: SessionLimits = SessionLimits(),
 ) -> AsyncGenerator[Session]:
     """Speak the protocol on ``channel`` while the block lasts; the channel is closed after it.
@@ -495,13 +526,19 @@ async def open_session(
     :param handler: answers the peer's requests, each in a task of its own that is cancelled when
         the peer cancels the request or the session ends. What it raises reaches the peer.
     :param on_notice: called for each notice, in order; quick and never raising.
+    :param on_stream: serves the peer's streams like ``handler``; its answer ends the stream.
 
     The session works on while the surrounding scope is cancelled, until the block is left, so that
     clean-up can still talk to the peer. When the peer ends it the block goes on; see
     :meth:`Session.wait_closed`.
     """
     session = Session(
-        channel, initiator=initiator, handler=handler, on_notice=on_notice, limits=limits
+        channel,
+        initiator=initiator,
+        handler=handler,
+        on_notice=on_notice,
+        on_stream=on_stream,
+        limits=limits,
     )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
