@@ -35,7 +35,8 @@ class _State(enum.Enum):
 
 class _Job:
     __slots__ = (
-        "back", "cancelled", "ended", "error", "guest", "meter", "reschedule", "state", "task", "token",
+        "back", "cancelled", "ended", "error", "guest", "meter", "reschedule", "state", "task",
+        "token",
     )  # fmt: skip
 
     def __init__(self, guest: Guest, meter: Meter) -> None:

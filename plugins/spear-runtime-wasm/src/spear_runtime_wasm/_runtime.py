@@ -62,7 +62,7 @@ class WasmRuntime(Runtime):
         return OpenInstance(
             self._store,
             spec,
-            hostcalls=self._context.hostcalls,
+            context=self._context,
             limits=guest_limits(artifact, config.memory_bytes, config.table_elements),
             max_output=artifact.limits.output_bytes or self._max_output,
         )
