@@ -30,9 +30,9 @@ async def refusal(runtime: Any, artifact: Any) -> str:
         (HEADER + b"\x01\x05\x01\x60", ["unexpected end", "offset 0x"]),
         (HEADER + b"\x99garbage", ["malformed section id", "offset 0x8"]),
         (b"\0asm\x0d\0\x01\0", ["component"]),
-        ("(module (func (export", ["<anon>:1:16", "unexpected token"]),
+        ("(module (func (export", ["guest.wat: line 1, column 16: ", "unexpected token"]),
         ("(module (func (result i32)))", ["type mismatch", "function[0]", "offset 24"]),
-        ("hello", ["expected `(`"]),
+        ("hello", ["line 1, column 1: expected `(`"]),
     ],
 )
 async def test_malformed_modules(

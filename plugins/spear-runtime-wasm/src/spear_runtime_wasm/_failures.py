@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from spear_core.api import ErrorInfo
 
 from ._execution import Execution, ExitError, OutputLimitError
@@ -15,6 +17,8 @@ to have been refused, since allocators ask for more than a page at a time."""
 MAX_FRAMES = 10
 POOL_FULL = "maximum concurrent"
 """In wasmtime's message when every slot of the instance pool is taken."""
+
+_POSITION = re.compile(r"\n *--> <anon>:(\d+):(\d+)")
 
 _TEXTS = {
     "stack_overflow": "call stack exhausted",
@@ -107,6 +111,10 @@ def _where(trap: GuestTrapError, details: dict[str, str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """wasmtime writes a message and its causes on several lines."""
+    """wasmtime writes a message and its causes on several lines, and draws where a text is wrong."""
+    drawn = _POSITION.search(text)
+    if drawn is not None:
+        line, column = drawn.groups()
+        return f"line {line}, column {column}: {text[: drawn.start()].strip()}"
     lines = (line.strip() for line in text.splitlines())
     return ": ".join(line for line in lines if line and line != "Caused by:")
