@@ -1,8 +1,9 @@
 """Every command in a README or in ``docs/`` runs, and prints what the document says it prints.
 
 A document is one shell session: its blocks marked ``console``, in order, each command after ``$ ``.
-Lines below a command are what it prints; ``…`` stands for anything. ``uv run`` is taken off and
-``pip install`` left out: the environment that runs this test is the one to try.
+Lines below a command are what it prints; ``…`` stands for anything, also for several lines when
+it is alone. ``uv run`` is taken off and ``pip install`` left out: the environment that runs this
+test is the one to try.
 """
 
 from __future__ import annotations
@@ -37,6 +38,15 @@ while :; do
 done
 exec "$@"
 """
+LEAVE = """
+leave() {
+  status=$?
+  echo; echo '--- end ---'
+  for job in $(jobs -p); do kill $job; wait $job || status=1; done
+  exit $status
+}
+trap leave EXIT
+"""
 MARK = "--- command {} ---"
 
 Command = tuple[str, list[str]]
@@ -44,15 +54,22 @@ Command = tuple[str, list[str]]
 
 
 def commands(document: Path) -> list[Command]:
-    """The commands of a document."""
+    """The commands of a document; one that reads ``<<'END'`` goes on to the line ``END``."""
     text = (ROOT / document).read_text(encoding="utf-8")
     found: list[Command] = []
     for block in re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        assert block.startswith("$ "), (
+            f"{document}: a console block begins with a command:\n{block}"
+        )
+        heredoc = False
         for line in block.splitlines():
             if line.startswith("$ "):
                 found.append((line[2:], []))
-            elif line.startswith(">"):
-                found[-1] = (found[-1][0] + "\n" + line[1:].removeprefix(" "), [])
+                heredoc = line.endswith("<<'END'")
+            elif heredoc:
+                more = line[1:].removeprefix(" ") if line.startswith(">") else line
+                found[-1] = (f"{found[-1][0]}\n{more}", [])
+                heredoc = more != "END"
             elif line.strip():
                 found[-1][1].append(line)
     return found
@@ -60,12 +77,11 @@ def commands(document: Path) -> list[Command]:
 
 def script(typed: list[Command]) -> str:
     """A shell script that runs the commands as somebody at a terminal would."""
-    lines = ["set -euo pipefail", "exec 2>&1"]
+    lines = ["set -euo pipefail", "exec 2>&1", LEAVE]
     for number, (command, _) in enumerate(typed):
         lines += [f"echo '{MARK.format(number)}'", command]
         if re.search(r"\bspear node\b.*&$", command):
             lines.append("until spear ps >/dev/null 2>&1; do sleep 0.05; kill -0 $!; done")
-    lines += ["for job in $(jobs -p); do kill -TERM $job; wait $job; done"]
     return "\n".join(lines) + "\n"
 
 
@@ -123,7 +139,7 @@ def test_every_command_of_a_document_runs(document: str, desk: Path) -> None:
     assert status == 0, f"exit status {status}\n{printed}"
     for number, (command, expected) in enumerate(typed):
         _, _, rest = printed.partition(MARK.format(number))
-        output, _, _ = rest.partition(MARK.format(number + 1))
+        output = re.split(r"--- (?:command \d+|end) ---", rest)[0]
         assert_printed(expected, output, command)
 
 
