@@ -43,7 +43,7 @@ class NodeProcess:
 
 def connect(url: str) -> AbstractAsyncContextManager[NodeApi]:
     """A client of the node at that URL."""
-    door = load_plugins(["builtins"]).front_doors["local"].spec
+    door = load_plugins(["builtins"]).front_doors["local-socket"].spec
     return door.connect(url)
 
 

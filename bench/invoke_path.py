@@ -77,7 +77,10 @@ async def echo_server(path: str) -> None:
     plain.setblocking(False)
     channel = SocketChannel(plain)
     while True:
-        message = await channel.receive()
+        try:
+            message = await channel.receive()
+        except trio.EndOfChannel:
+            return
         if message.kind == MessageKind.REQUEST:
             await channel.send(
                 Message(
