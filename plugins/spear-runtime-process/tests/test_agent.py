@@ -171,6 +171,7 @@ async def test_nothing_of_the_nodes_environment_leaks(
     single, place, make_request, start, monkeypatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-node")
+    monkeypatch.setenv("TZ", "UTC")  # one that the launcher keeps for itself
     text = """
         import os
         from spear_sdk import function
@@ -185,6 +186,7 @@ async def test_nothing_of_the_nodes_environment_leaks(
         seen = (await call(instance, make_request, "main")).payload
         assert b"secret-of-the-node" not in seen
         assert b"'OWN': 'given'" in seen
+        assert b"'TZ'" not in seen
 
 
 async def test_hostcalls_are_answered(single, echo, make_request, start) -> None:

@@ -140,6 +140,7 @@ async def test_cancelling_gives_time_to_clean_up(place, single, make_request, ho
                     await trio.sleep(0.005)
                 nursery.cancel_scope.cancel()
         assert not scope.cancelled_caught
+    assert hostcalls.lines() == ["up", "cleaning"]
 
 
 def test_recognise() -> None:

@@ -120,9 +120,21 @@ async def test_fork_bomb(place, use_cgroups) -> None:
     assert await gone("spear-test-bomb")
 
 
-async def test_stdout_flood(place, use_cgroups) -> None:
-    artifact = place.artifact("yes.sh", "#!/bin/sh\nyes\n", limits=Limits(output_bytes=MIB))
-    error = error_of(await place.run(artifact, use_cgroups=use_cgroups))
+STUBBORN_FLOOD = """#!/usr/bin/env python3
+import os
+while True:
+    try:
+        os.write(1, b"y" * 65536)
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh\nyes\n", STUBBORN_FLOOD], ids=["yes", "stubborn"])
+async def test_stdout_flood(place, use_cgroups, text) -> None:
+    artifact = place.artifact("yes.sh", text, limits=Limits(output_bytes=MIB))
+    with trio.fail_after(10):
+        error = error_of(await place.run(artifact, use_cgroups=use_cgroups))
     assert error.code == "resource_exhausted"
     assert error.message == f"yes@1 wrote more than {MIB} bytes to stdout and was killed"
 

@@ -108,6 +108,7 @@ class CommandInstance(Instance):
         finally:
             if ended is None:
                 await self._grace(guest)
+                lines.drain(guest.stderr.fileno())
         return self._respond(guest, ended, outcome, lines.tail)
 
     async def _grace(self, guest: Guest) -> None:

@@ -19,12 +19,11 @@ async def read_bounded(stream: trio.abc.ReceiveStream, limit: int) -> tuple[byte
     """Everything up to the stream's end, and True; or, once it is more than `limit`, False."""
     chunks: list[bytes | bytearray] = []
     left = limit
-    async with stream:
-        while chunk := await stream.receive_some(_CHUNK):
-            chunks.append(chunk)
-            left -= len(chunk)
-            if left < 0:
-                return b"".join(chunks), False
+    while chunk := await stream.receive_some(_CHUNK):
+        chunks.append(chunk)
+        left -= len(chunk)
+        if left < 0:
+            return b"".join(chunks), False
     return b"".join(chunks), True
 
 
@@ -72,7 +71,6 @@ class Lines:
     async def pump(self, stream: trio.abc.ReceiveStream) -> None:
         """Feed everything up to the stream's end, or until it is closed on our side."""
         with contextlib.suppress(trio.ClosedResourceError):
-            async with stream:
-                while chunk := await stream.receive_some(_CHUNK):
-                    self.feed(chunk)
+            while chunk := await stream.receive_some(_CHUNK):
+                self.feed(chunk)
         self.flush()
