@@ -69,9 +69,7 @@ async def answer(node: NodeApi, call: Call) -> Reply:
 
 
 async def _invoke(node: NodeApi, call: Call) -> Reply:
-    request = _convert({**call.args, "payload": b""}, InvokeRequest)
-    if call.payload:
-        request = attrs.evolve(request, payload=bytes(call.payload))
+    request = _convert({**call.args, "payload": bytes(call.payload)}, InvokeRequest)
     response = await node.invoke(request)
     task, output = _split(response.task)
     if task is not response.task:
@@ -98,8 +96,7 @@ async def _read_log(node: NodeApi, call: Call) -> Reply:
 
 
 async def _deploy(node: NodeApi, call: Call) -> Reply:
-    upload = _convert({**call.args, "content": b""}, ArtifactUpload)
-    upload = attrs.evolve(upload, content=bytes(call.payload))
+    upload = _convert({**call.args, "content": bytes(call.payload)}, ArtifactUpload)
     return _listing(await node.deploy(upload))
 
 

@@ -110,16 +110,22 @@ async def open_local_socket(
     path = context.node_dir / _SOCKET
     listener = SocketListener(bind_unix(path), f"{_SCHEME}{path}")
     server = _Server(context.node, node_id=context.plugin.node_id, log=context.plugin.log)
+    failure: Exception | None = None
     try:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(server.accept, listener, connections)
-                yield listener.address
+                try:
+                    yield listener.address
+                except Exception as exc:  # barrier: carried past the nurseries, as it is
+                    failure = exc
                 accepting.cancel_scope.cancel()
             await listener.aclose()
             with trio.move_on_after(_LAST_ANSWERS_S):
                 await server.finish()
             connections.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
     finally:
         with suppress(FileNotFoundError):
             path.unlink()

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -42,20 +42,20 @@ def short_path(path: Path) -> Iterator[str]:
 def bind_unix(path: Path) -> socket.socket:
     """A listening Unix socket with mode 0600, private from the moment it exists.
 
-    A socket that is there already is replaced: only the owner of its directory calls this, after
-    making sure that nobody listens on it.
-
-    **Raises** :exc:`~spear_core.errors.ChannelError` with the reason.
+    A socket that nobody listens on any more is replaced. **Raises**
+    :exc:`~spear_core.errors.ChannelError` with the reason.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        with suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise ChannelError(f"{path} exists and is no socket; move it away")
-            path.unlink()
         with short_path(path) as short:
             os.fchmod(listener.fileno(), 0o600)  # bind gives the file the socket's mode
-            listener.bind(short)
+            try:
+                listener.bind(short)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                _remove_stale(path, short)
+                listener.bind(short)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
@@ -64,6 +64,21 @@ def bind_unix(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _remove_stale(path: Path, short: str) -> None:
+    """Remove the socket of a listener that is gone. **Raises** :exc:`ChannelError` for others."""
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise ChannelError(f"{path} exists and is no socket; move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(short)
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass  # its queue is full, so it is alive
+    raise ChannelError(f"somebody listens on {path} already")
 
 
 class SocketListener(ChannelListener):

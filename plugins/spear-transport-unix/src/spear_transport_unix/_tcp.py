@@ -14,9 +14,10 @@ import trio
 from spear_core.api import Channel, ChannelListener, Transport
 from spear_core.errors import ChannelError
 from spear_core.rpc import SocketChannel
+from spear_core.rpc.socket_listener import SocketListener
 
 from ._config import TcpConfig
-from ._sockets import SocketListener, connect
+from ._sockets import connect
 
 __all__ = ["TcpTransport"]
 
@@ -61,7 +62,8 @@ class TcpTransport(Transport):
         except BaseException:
             sock.close()
             raise
-        return self._channel(sock)
+        _no_delay(sock)
+        return SocketChannel(sock, max_frame=self._config.max_frame_bytes)
 
     @asynccontextmanager
     async def listen(self, address: str) -> AsyncIterator[ChannelListener]:
@@ -75,15 +77,17 @@ class TcpTransport(Transport):
             sock.close()
             raise ChannelError(f"cannot listen at {address}: {exc.strerror}") from exc
         bound = _Endpoint(at.host, sock.getsockname()[1])
-        listener = SocketListener(sock, str(bound), self._channel)
+        listener = SocketListener(
+            sock, str(bound), max_frame=self._config.max_frame_bytes, prepare=_no_delay
+        )
         try:
             yield listener
         finally:
             await trio.aclose_forcefully(listener)
 
-    def _channel(self, sock: socket.socket) -> SocketChannel:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return SocketChannel(sock, max_frame=self._config.max_frame_bytes)
+
+def _no_delay(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _endpoint(address: str) -> _Endpoint:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import re
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -17,16 +16,14 @@ import trio
 from spear_core.api import Channel, ChannelListener, Transport
 from spear_core.errors import ChannelError
 from spear_core.rpc import SocketChannel
+from spear_core.rpc.socket_listener import SocketListener, bind_unix, short_path
 
 from ._config import UnixConfig
-from ._sockets import SocketListener, connect
+from ._sockets import connect
 
 __all__ = ["UnixTransport"]
 
 _SCHEME = "unix://"
-_LONGEST_PATH = 107
-"""Bytes of a path that fit into a socket address on Linux (``unix(7)``)."""
-_BACKLOG = 64
 
 
 class UnixTransport(Transport):
@@ -45,26 +42,26 @@ class UnixTransport(Transport):
         path = _path(address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            with _fitting(path) as fitting:
-                await connect(sock, fitting)
+            with short_path(path) as short:
+                await connect(sock, short)
         except OSError as exc:
             sock.close()
             raise ChannelError(f"cannot connect to {address}: {exc.strerror}") from exc
         except BaseException:
             sock.close()
             raise
-        return self._channel(sock)
+        return SocketChannel(sock, max_frame=self._config.max_frame_bytes)
 
     @asynccontextmanager
     async def listen(self, address: str) -> AsyncIterator[ChannelListener]:
         path = _path(address)
         try:
             _private_directory(path.parent)
-            sock = _bound(path)
         except OSError as exc:
             raise ChannelError(f"cannot listen at {address}: {exc.strerror}") from exc
+        sock = bind_unix(path)
         inode = path.lstat().st_ino
-        listener = SocketListener(sock, address, self._channel)
+        listener = SocketListener(sock, address, max_frame=self._config.max_frame_bytes)
         try:
             yield listener
         finally:
@@ -72,9 +69,6 @@ class UnixTransport(Transport):
                 if path.lstat().st_ino == inode:
                     path.unlink()
             await trio.aclose_forcefully(listener)
-
-    def _channel(self, sock: socket.socket) -> SocketChannel:
-        return SocketChannel(sock, max_frame=self._config.max_frame_bytes)
 
 
 def _path(address: str) -> Path:
@@ -86,19 +80,6 @@ def _path(address: str) -> Path:
     return path
 
 
-@contextmanager
-def _fitting(path: Path) -> Iterator[str]:
-    """A path to the same place that fits into a socket address, while the block lasts."""
-    if len(os.fsencode(path)) <= _LONGEST_PATH:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
-
-
 def _private_directory(directory: Path) -> None:
     """Make it if it is missing. **Raises** :exc:`ChannelError` when others may write to it."""
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -108,38 +89,3 @@ def _private_directory(directory: Path) -> None:
             f"other users may put files into {directory}; make it private with"
             f" `chmod 700 {directory}` or use another directory"
         )
-
-
-def _bound(path: Path) -> socket.socket:
-    """A socket listening at ``path``, private from the moment it exists."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        os.fchmod(sock.fileno(), 0o600)  # the file that bind makes inherits it
-        with _fitting(path) as fitting:
-            try:
-                sock.bind(fitting)
-            except OSError as exc:
-                if exc.errno != errno.EADDRINUSE:
-                    raise
-                _remove_stale(path, fitting)
-                sock.bind(fitting)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: Path, fitting: str) -> None:
-    """Remove the socket of a listener that is gone. **Raises** :exc:`ChannelError` for others."""
-    if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise ChannelError(f"{path} exists and is no socket; move it away")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(fitting)
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:
-            pass  # its queue is full, so it is alive
-    raise ChannelError(f"somebody listens at {path} already")
