@@ -18,6 +18,10 @@ from spear_core.api import NodeApi
 from spear_core.node.paths import StatePaths
 from spear_core.plugins import load_plugins
 
+_BYTECODE = tempfile.TemporaryDirectory(prefix="spear-bench-")
+"""Where every Python started here keeps its bytecode, so that the second start is an ordinary one
+also where nothing may be written beside the sources."""
+
 AGENT = b"""
 from spear_sdk import function
 
@@ -25,6 +29,12 @@ from spear_sdk import function
 def echo(data: bytes) -> bytes:
     return data
 """
+
+
+def environ() -> dict[str, str]:
+    """The environment of every process that is measured."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": _BYTECODE.name}
 
 
 @attrs.frozen
@@ -53,13 +63,13 @@ def run_node(*options: str) -> Iterator[NodeProcess]:
     with tempfile.TemporaryDirectory(prefix="spear-bench-") as folder:
         paths = StatePaths(Path(folder) / "state")
         command = [sys.executable, "-m", "spear_core.cli", "node"]
-        environ = {**os.environ, "HOME": folder, "XDG_CONFIG_HOME": folder}
+        home = {"HOME": folder, "XDG_CONFIG_HOME": folder}
         log = Path(folder) / "node.log"
         started = time.perf_counter()
         with log.open("wb") as errors:
             process = subprocess.Popen(
                 [*command, "--state-dir", str(paths.root), *options],
-                env=environ,
+                env={**environ(), **home},
                 cwd=folder,
                 stdout=subprocess.PIPE,
                 stderr=errors,

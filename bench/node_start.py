@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import trio
-from _node import AGENT, NodeProcess, run_node
+from _node import AGENT, NodeProcess, environ, run_node
 from _report import Report
 from _wasm import ECHO
 
@@ -42,7 +42,10 @@ def bare_start() -> tuple[float, float]:
     """Milliseconds until a bare trio program runs, and its PSS in MiB."""
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-c", BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", BARE],
+        env=environ(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -34,7 +34,8 @@ def echo(data: bytes) -> bytes:
 COMMAND = b"#!/bin/sh\nexec cat\n"
 IN_FLIGHT = 32
 MEMORY_SLACK_MIB = 4.0
-CONFIG = "[tasks]\nkeep_finished = 100\n"
+KEPT = 100
+CONFIG = f"[tasks]\nkeep_finished = {KEPT}\n"
 
 
 @attrs.frozen
@@ -46,7 +47,7 @@ class Held:
     descriptors: int
     sockets: int
     files: int
-    """In its state directory."""
+    """In its state directory, but for the logs of tasks."""
     memory_mib: float
     """USS of the node alone."""
 
@@ -65,7 +66,11 @@ def held(node: NodeProcess) -> Held:
         threads=sum(process.num_threads() for process in tree),
         descriptors=kinds.total(),
         sockets=kinds["sockets"],
-        files=sum(len(names) for _, _, names in os.walk(node.paths.root)),
+        files=sum(
+            len(names)
+            for folder, _, names in os.walk(node.paths.root)
+            if folder != str(node.paths.task_logs)
+        ),
         memory_mib=main.memory_full_info().uss / 2**20,
     )
 
@@ -113,8 +118,8 @@ async def work(api: NodeApi, numbers: range) -> None:
             nursery.start_soon(one, number)
 
 
-async def soak(node: NodeProcess, executions: int) -> tuple[Held, Held]:
-    """What is held after a fifth of the executions, and after the rest."""
+async def soak(node: NodeProcess, executions: int) -> tuple[Held, Held, int]:
+    """What is held after a fifth of the executions, and after the rest; task logs in the end."""
     async with node.connect() as api:
         await deploy(api)
         await work(api, range(executions // 5))
@@ -123,7 +128,7 @@ async def soak(node: NodeProcess, executions: int) -> tuple[Held, Held]:
         for start in range(executions // 5, executions, executions // 5):
             await work(api, range(start, start + executions // 5))
         await trio.sleep(1)
-        return before, held(node)
+        return before, held(node), len(os.listdir(node.paths.task_logs))
 
 
 def main() -> None:
@@ -136,10 +141,11 @@ def main() -> None:
         config.write_text(CONFIG)
         try:
             with run_node("--config", str(config)) as node:
-                before, after = trio.run(soak, node, options.executions)
+                before, after, logs = trio.run(soak, node, options.executions)
         finally:
             config.unlink()
-        grown = []
+        report.row("logs of tasks", logs, "", target=f"<= {KEPT}")
+        grown = ["logs"] if logs > KEPT else []
         for name, first in attrs.asdict(before).items():
             last = getattr(after, name)
             slack = MEMORY_SLACK_MIB if name == "memory_mib" else 0
