@@ -145,9 +145,6 @@ class Executor:
                     execution_s = await self._execute(task)
                 finally:
                     self.slots.release()
-        except trio.Cancelled:
-            task.cancel_reason = task.cancel_reason or "its caller went away"
-            raise
         except Exception as error:  # barrier: one task
             self._finish_with_error(task, as_spear_error(error, f"task {task.id}", self._log))
         finally:
@@ -173,7 +170,13 @@ class Executor:
         task.finish(TaskState.FAILED, TaskResult(error=info, node_id=self._node_id))
 
     def _finish_stopped(self, task: Task) -> None:
-        """The task's scope or its caller's was cancelled: on request, or by the deadline."""
+        """The task's scope or its caller's was cancelled: on request, or by the deadline.
+
+        What an outer cancellation raises may be a group, out of an instance's nursery; so it is the
+        task's own scope that tells the two apart.
+        """
+        if task.cancel_reason is None and not task.scope.cancelled_caught:
+            task.cancel_reason = "its caller went away"
         if task.cancel_reason is not None:
             info = ErrorInfo(
                 code="cancelled", message=f"the task was cancelled: {task.cancel_reason}"
