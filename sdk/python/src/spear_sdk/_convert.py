@@ -287,14 +287,20 @@ def _fields_shaper(cls: Any, fields: dict[str, tuple[str, bool]]) -> Shaper:
     shapers: dict[str, Shaper] = {}
 
     def prepare() -> None:  # at first use, so that a class may contain itself
-        from typing import get_type_hints
+        from typing import NotRequired, Required, get_type_hints
 
         try:
-            hints = get_type_hints(cls)
+            hints = get_type_hints(cls, include_extras=True)
         except NameError as exc:
             raise BadFunctionError(f"a field of {cls.__name__}: {exc}") from None
         for name, (attribute, _) in fields.items():
-            shapers[name] = _shaper(hints.get(attribute)) if attribute in hints else _anything
+            hint = hints.get(attribute, object)
+            qualifier = getattr(hint, "__origin__", None)
+            if qualifier is NotRequired or qualifier is Required:
+                # of a TypedDict whose own account is wrong when its annotations are text
+                fields[name] = attribute, qualifier is Required
+                hint = hint.__args__[0]
+            shapers[name] = _shaper(hint)
 
     def shape(value: Any, path: str) -> object:
         if not shapers:
@@ -315,10 +321,6 @@ def _fields_shaper(cls: Any, fields: dict[str, tuple[str, bool]]) -> Shaper:
             raise _MismatchError(path, f"is no {cls.__name__}: {exc}") from None
 
     return shape
-
-
-def _anything(value: Any, path: str) -> object:
-    return value
 
 
 def _enum_shaper(cls: Any) -> Shaper:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["pack", "unpack"]
 
 _F32, _F64 = Struct(">f"), Struct(">d")
-_TAGGED = {size: Struct(f">B{code}") for size, code in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))}
+_TAGGED = {size: Struct(f">B{code}") for size, code in ((1, "B"), (2, "H"), (4, "I"))}
 _NUMBERS = {
     0xCA: _F32,
     0xCB: _F64,
@@ -26,6 +26,8 @@ _NUMBERS = {
     0xD3: Struct(">q"),
 }
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+_UNSIGNED = ((0xCC, 1), (0xCD, 2), (0xCE, 4), (0xCF, 8))
+_SIGNED = ((0xD0, 1), (0xD1, 2), (0xD2, 4), (0xD3, 8))
 # Families of types that carry a length: tag and bytes of the length.
 _BIN = ((0xC4, 1), (0xC5, 2), (0xC6, 4))
 _STR = ((0xD9, 1), (0xDA, 2), (0xDB, 4))
@@ -78,16 +80,13 @@ def _write_bool(out: bytearray, value: Any) -> None:
 def _write_int(out: bytearray, value: Any) -> None:
     if -0x20 <= value < 0x80:
         out.append(value & 0xFF)
-    elif 0 <= value < 1 << 64:
-        for tag, size in ((0xCC, 1), (0xCD, 2), (0xCE, 4), (0xCF, 8)):
-            if value < 1 << 8 * size:
-                out += _TAGGED[size].pack(tag, value)
-                return
-    elif value >= -1 << 63:
-        out.append(0xD3)
-        out += value.to_bytes(8, "big", signed=True)
-    else:
-        raise ValueError("an int in a head has at most 64 bits")
+        return
+    for tag, size in _UNSIGNED if value > 0 else _SIGNED:
+        if -1 << 8 * size - 1 <= value < 1 << 8 * size:
+            out.append(tag)
+            out += value.to_bytes(size, "big", signed=value < 0)
+            return
+    raise ValueError("an int in a head has at most 64 bits")
 
 
 def _write_float(out: bytearray, value: Any) -> None:

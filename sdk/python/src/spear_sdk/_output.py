@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from spear_sdk._errors import OutputError
 
 TYPE_CHECKING = False
@@ -60,6 +62,9 @@ def _plain(value: Any) -> object:
         return {field.alias or field.name: getattr(value, field.name) for field in fields}
     if isinstance(value, set | frozenset):
         return list(value)
+    enum = sys.modules.get("enum")
+    if enum is not None and isinstance(value, enum.Enum):
+        return value.value
     for method in ("isoformat", "model_dump"):
         convert = getattr(value, method, None)
         if convert is not None:

@@ -1,0 +1,123 @@
+"""The public test kit, and the README that shows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spear_sdk
+from spear_sdk import Context, HostcallError, InvalidInputError, current_context, function
+from spear_sdk.testing import FakeContext, arun, run
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@function
+def double(x: int, ctx: Context) -> dict[str, int]:
+    ctx.log.info("doubling %d", x)
+    assert current_context() is ctx
+    return {"x": 2 * x}
+
+
+@function
+async def ask(ctx: Context) -> str:
+    assert current_context() is ctx
+    return (await ctx.ahostcall("chat.complete", "hi")).decode()
+
+
+@function(backend="trio")
+async def on_trio(x: str) -> str:
+    import trio
+
+    await trio.lowlevel.checkpoint()
+    return x.upper()
+
+
+def test_runs_a_function_as_a_caller_would() -> None:
+    context = FakeContext()
+    result = run(double, 21, context=context)
+    assert result.value == {"x": 42}
+    assert result.output == b'{"x":42}'
+    assert result.json() == {"x": 42}
+    assert result.content_type == "application/json"
+    assert context.logs == [("info", "doubling 21")]
+
+
+def test_bad_input_raises() -> None:
+    with pytest.raises(InvalidInputError, match="must be an integer"):
+        run(double, "[]")
+
+
+def test_runs_async_functions_on_their_loop() -> None:
+    context = FakeContext(hostcalls={"chat.complete": lambda payload: payload + b"!"})
+    assert run(ask, context=context).text == "hi!"
+    assert context.calls == [("chat.complete", b"hi")]
+    assert run(on_trio, "x").text == "X"
+
+
+async def test_async_tests_use_their_own_loop() -> None:
+    assert (await arun(on_trio, "x")).text == "X"
+    assert (await arun(double, 1)).json() == {"x": 2}
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [({}, "no answer to a.b"), ({"a.b": HostcallError("full")}, "full")],
+)
+def test_hostcalls_fail_unless_answered(answers: Any, error: str) -> None:
+    with pytest.raises(HostcallError, match=error):
+        run(lambda ctx: ctx.hostcall("a.b"), context=FakeContext(hostcalls=answers))
+
+
+def test_cancellation_and_deadline() -> None:
+    context = FakeContext(deadline_s=10, hostcalls={"a.b": "x"})
+    assert context.remaining is not None
+    assert 9 < context.remaining <= 10
+    assert not context.cancelled
+    assert context.hostcall("a.b") == b"x"
+    context.cancel()
+    for attempt in (context.raise_if_cancelled, lambda: context.hostcall("a.b")):
+        with pytest.raises(spear_sdk.TaskCancelledError):
+            attempt()
+    assert not issubclass(spear_sdk.TaskCancelledError, Exception)
+
+
+def test_outside_of_a_function_there_is_no_context() -> None:
+    run(double, 1)
+    with pytest.raises(RuntimeError, match="no SPEAR function is running"):
+        current_context()
+
+
+def test_the_public_names() -> None:
+    assert sorted(spear_sdk.__all__) == [
+        "Context",
+        "FunctionError",
+        "HostcallError",
+        "InvalidInputError",
+        "Log",
+        "LogHandler",
+        "TaskCancelledError",
+        "current_context",
+        "function",
+    ]
+    assert all(getattr(spear_sdk, name) for name in spear_sdk.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = spear_sdk.nothing
+
+
+def test_the_readme_shows_what_works() -> None:
+    text = README.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert next(n for n, line in enumerate(lines, 1) if "pip install" in line) <= 15
+    assert next(n for n, line in enumerate(lines, 1) if line == "Hello, Ada!") <= 30
+    names: dict[str, Any] = {"__name__": "readme"}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    names["test_gather"]()
+    greet = re.search(r"<<'END'\n(.*?)> END", text, re.DOTALL)
+    assert greet is not None
+    exec(re.sub(r"^> ?", "", greet[1], flags=re.MULTILINE), names)
+    assert run(names["greet"], "Ada").text == "Hello, Ada!"
