@@ -13,7 +13,7 @@ import trio
 from spear_core.api import FrontDoorSpec, NodeApi
 from spear_core.cli._interrupt import Interrupt, watch_interrupts
 from spear_core.cli._options import Options
-from spear_core.errors import InvalidRequestError, NodeUnreachableError
+from spear_core.errors import InvalidRequestError
 from spear_core.node.paths import StatePaths, default_state_dir
 from spear_core.plugins import BUILTINS, load_plugins
 
@@ -48,17 +48,8 @@ def _front_door(url: str) -> FrontDoorSpec[object]:
 async def open_client(options: Options) -> AsyncIterator[NodeApi]:
     """The node that the options name. :raises NodeUnreachableError: with what to do about it."""
     url = options.node or StatePaths(state_dir(options)).url
-    door = _front_door(url)
-    try:
-        async with door.connect(url) as api:
-            yield api
-    except NodeUnreachableError as exc:
-        if options.node is None and not StatePaths(state_dir(options)).socket.exists():
-            raise NodeUnreachableError(
-                f"no node runs on {state_dir(options)}; start one with `spear node`, "
-                "or name another with --state-dir or --node"
-            ) from exc
-        raise
+    async with _front_door(url).connect(url) as api:
+        yield api
 
 
 def talk(options: Options, work: Callable[[NodeApi, Interrupt], Awaitable[T]]) -> T:

@@ -87,7 +87,9 @@ def finish(task: TaskInfo, *, hint: str = "") -> int:
     if code and code not in message:
         message = f"{message} (exit code {code})"
     verb = {TaskState.CANCELLED: "was cancelled", TaskState.TIMEOUT: "ran out of time"}
-    text = visible(f"{task.function} {verb.get(task.state, 'failed')}: {message}")
+    if not message.startswith(task.function):
+        message = f"{task.function} {verb.get(task.state, 'failed')}: {message}"
+    text = visible(message)
     error(f"{text}\n{hint}" if hint else text)
     return _EXIT[task.state]
 

@@ -61,7 +61,9 @@ def write_bytes(data: bytes) -> None:
     """Exactly these bytes on stdout; on a terminal the prompt comes on a new line after them."""
     try:
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        left = memoryview(data)
+        while left:  # with PYTHONUNBUFFERED a write may take a part only
+            left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.buffer.flush()
     except OSError as exc:
         raise _lost(exc) from exc

@@ -37,7 +37,7 @@ _TEMPLATES: Mapping[str, _Template] = {
         "a zig function as WebAssembly",
         (f"{_ZIG} -O ReleaseSmall", "spear run main.wasm --input raed"),
     ),
-    "wat": _Template("WebAssembly as text", ("spear run main.wat --input hello",)),
+    "wat": _Template("WebAssembly as text", ('spear run main.wat --input "to be or not to be"',)),
 }
 """Each is a directory of ``spear_core/cli/templates``; its files end in ``.in``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pty
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,7 @@ class FakeNode(NodeApi):
         self.on_slow: Callable[[], None] = lambda: None
         """Called when somebody waits for a slow task."""
         self.refusal: SpearError | None = None
+        self.deploying_s = 0.0
         self._ended: dict[str, trio.Event] = {}
 
     def log(
@@ -188,7 +190,7 @@ class FakeNode(NodeApi):
         )
 
     async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.deploying_s)
         self.uploads.append(upload)
         return self._artifact(upload, len(self.uploads))
 
@@ -266,6 +268,24 @@ class Told:
         return self.out.decode()
 
 
+def on_terminal(
+    act: Callable[[], object], monkeypatch: pytest.MonkeyPatch, stream: str = "stdout"
+) -> str:
+    """What ``act`` writes to a stream of ours that is a terminal."""
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, stream, terminal)
+        patch.setenv("TERM", "xterm-256color")
+        act()
+        terminal.write("(end)")
+        terminal.flush()
+        shown = b""
+        while b"(end)" not in shown:
+            shown += os.read(ours, 65536)
+    os.close(ours)
+    return shown.decode().removesuffix("(end)")
+
+
 InstallPlugin = Callable[[str, str], ModuleType]
 
 
@@ -310,6 +330,16 @@ def spear(
             return Told(code, captured.out, captured.err.decode())
 
         yield spear
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """``terminal(act, "stderr")``: what ``act`` writes when that stream is a terminal."""
+
+    def show(act: Callable[[], object], stream: str = "stdout") -> str:
+        return on_terminal(act, monkeypatch, stream)
+
+    return show
 
 
 @pytest.fixture

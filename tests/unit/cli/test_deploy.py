@@ -102,3 +102,14 @@ def test_a_file_that_may_not_be_read(spear: Any, node: Any) -> None:
 )
 def test_names_made_from_files(file: str, name: str) -> None:
     assert name_for(Path(file)) == name
+
+
+def test_progress_is_shown_on_a_terminal_when_it_takes_long(
+    spear: Any, node: Any, script: Path, terminal: Any
+) -> None:
+    node.deploying_s = 0.6
+    shown = terminal(lambda: spear("deploy", str(script)), "stderr")
+    assert "deploying hello world.sh (10 B)" in shown
+    assert "deploying" not in spear("deploy", str(script)).err
+    node.deploying_s = 0.0
+    assert "deploying" not in terminal(lambda: spear("deploy", str(script)), "stderr")

@@ -116,7 +116,7 @@ def test_no_node_says_how_to_start_one(spear: Any, tmp_path: Path) -> None:
     told = spear("invoke", "echo", "-i", "", "--state-dir", str(tmp_path / "st"))
     assert told.code == 4
     assert told.err == (
-        f"error: no node runs on {tmp_path / 'st'}; start one with `spear node`, "
+        f"error: no node is running in {tmp_path / 'st'}; start one with `spear node`, "
         "or name another with --state-dir or --node\n"
     )
 

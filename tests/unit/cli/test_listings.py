@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import sys
 from typing import Any
 
 import pytest
@@ -83,35 +80,24 @@ def test_cancel(spear: Any, node: Any) -> None:
     assert node.cancelled == [("t-1", "enough")]
 
 
-def test_a_table_on_a_terminal(spear: Any, node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_on_a_terminal(
+    spear: Any, node: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spear("invoke", "echo", "-i", "x")
     monkeypatch.setenv("COLUMNS", "120")
-    shown = on_terminal(lambda: spear("ps"), monkeypatch)
+    shown = terminal(lambda: spear("ps"))
     assert "\x1b[1mTASK" in shown
     assert "t-1" in shown
 
 
 def test_what_comes_from_elsewhere_cannot_steer_a_terminal(
-    spear: Any, node: Any, monkeypatch: pytest.MonkeyPatch
+    spear: Any, node: Any, terminal: Any
 ) -> None:
     spear("invoke", "slow", "-i", "", "--async")
     node.log("t-1", "a\x1b]0;gotcha\x07b\x1b[31mred\x1b[0m", source="stderr")
     node.end("t-1")
-    shown = on_terminal(lambda: spear("logs", "t-1"), monkeypatch)
+    shown = terminal(lambda: spear("logs", "t-1"))
     assert "a\\x1b]0;gotcha\\x07b\x1b[31mred\x1b[0m" in shown
-
-
-def on_terminal(act: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a command writes when its stdout is a terminal."""
-    ours, theirs = pty.openpty()
-    with open(theirs, "w") as terminal, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", terminal)
-        patch.setenv("TERM", "xterm-256color")
-        act()
-        terminal.flush()
-        shown = os.read(ours, 65536)
-    os.close(ours)
-    return shown.decode()
 
 
 @pytest.mark.parametrize(

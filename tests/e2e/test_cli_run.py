@@ -1,0 +1,258 @@
+"""``spear run`` with real files, real processes and real pipes."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+SPEAR = str(Path(sys.executable).with_name("spear"))
+UPPER = "#!/bin/sh\necho working >&2\ntr a-z A-Z\n"
+
+
+def script(home: Any, text: str, name: str = "x.sh") -> str:
+    path = home.folder / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def popen(home: Any, *args: str, **streams: Any) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([SPEAR, *args], cwd=home.folder, env=home.environ(), **streams)
+    home.processes.append(process)
+    return process
+
+
+def test_the_output_on_stdout_and_the_rest_on_stderr(home: Any) -> None:
+    told = home.spear("run", script(home, UPPER), stdin=b"from a pipe")
+    assert (told.status, told.out, told.err) == (0, "FROM A PIPE", "working\n")
+    told = home.spear("run", script(home, UPPER), "--input", "given", stdin=b"not read")
+    assert told.out == "GIVEN"
+
+
+def test_every_byte_comes_through(home: Any) -> None:
+    data = bytes(range(256)) * 5000
+    (home.folder / "data").write_bytes(data)
+    path = script(home, "#!/bin/sh\ncat\n")
+    process = popen(home, "run", path, "--input-file", "data", stdout=subprocess.PIPE)
+    assert process.communicate(timeout=30)[0] == data
+
+
+def test_the_log_comes_while_it_runs(home: Any) -> None:
+    path = script(home, "#!/bin/sh\necho first >&2\nread line\necho second >&2\nsleep 30\n")
+    process = popen(home, "run", path, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"first\n"
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.wait(10)
+
+
+def test_a_failed_command_tells_its_exit_code(home: Any) -> None:
+    told = home.spear("run", script(home, "#!/bin/sh\necho why >&2\nexit 3\n"))
+    assert (told.status, told.out) == (1, "")
+    assert told.err == "why\nerror: x@1 ended with exit code 3: why\n"
+
+
+def test_options_reach_the_code(home: Any) -> None:
+    path = script(home, '#!/bin/sh\nprintf "%s/%s/%s" "$A" "$MINE" "$1"\n')
+    told = home.spear("run", path, "-e", "A=1", "--arg", "two words", "--env", "HOME")
+    assert told.out == "1//two words"
+
+
+def test_a_deadline_stops_it(home: Any) -> None:
+    began = time.monotonic()
+    told = home.spear("run", script(home, "#!/bin/sh\nsleep 60\n"), "--timeout", "300ms")
+    assert told.status == 124
+    assert "ran out of time" in told.err
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_stops_the_guest(home: Any, number: int, status: int) -> None:
+    path = script(home, "#!/bin/sh\necho up >&2\nsleep 300 & sleep 300\n")
+    process = popen(home, "run", path, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"up\n"
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert below
+    process.send_signal(number)
+    assert process.wait(10) == status
+    assert b"interrupted; x.sh was stopped" in process.stderr.read()
+    home.wait_until(lambda: home.gone(below), "the guest's processes are gone")
+
+
+def test_nothing_is_left_behind(home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = home.folder / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    assert home.spear("run", script(home, UPPER)).status == 0
+    assert list(temporary.iterdir()) == []
+    assert [path.name for path in home.state.iterdir()] == ["cache"]
+
+
+def test_without_a_stdin_the_input_is_empty(home: Any) -> None:
+    path = script(home, "#!/bin/sh\nwc -c\n")
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", SPEAR, "run", path],
+        env=home.environ(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (closed.returncode, closed.stdout.strip()) == (0, b"0"), closed.stderr
+    assert home.spear("run", path).out.strip() == "0"
+
+
+def test_a_terminal_is_not_waited_for(home: Any) -> None:
+    ours, theirs = pty.openpty()
+    process = popen(
+        home, "run", script(home, "#!/bin/sh\nwc -c\n"), stdin=theirs, stdout=subprocess.PIPE
+    )
+    shown, _ = process.communicate(timeout=20)
+    assert (process.returncode, shown.strip()) == (0, b"0")
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_silent_stdin_is_explained(home: Any) -> None:
+    process = popen(
+        home,
+        "run",
+        script(home, UPPER),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert (
+        process.stderr.readline()
+        == b"reading the input from stdin (if there is none: --input '')\n"
+    )
+    shown, _ = process.communicate(b"after all", timeout=20)
+    assert shown == b"AFTER ALL"
+
+
+def test_an_interrupt_while_reading_stdin(home: Any) -> None:
+    process = popen(home, "run", script(home, UPPER), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+
+
+def test_input_beyond_the_limit(home: Any) -> None:
+    (home.folder / "c.toml").write_text("[execution]\nmax_input_bytes = 10\n")
+    path = script(home, UPPER)
+    told = home.spear("run", path, "--config", "c.toml", stdin=b"x" * 11)
+    assert told.status == 2
+    assert "longer than 10 bytes" in told.err
+    assert home.spear("run", path, "--config", "c.toml", stdin=b"x" * 10).out == "X" * 10
+    endless = subprocess.run(
+        ["bash", "-c", f"yes | {SPEAR} run {path} --config c.toml"],
+        cwd=home.folder,
+        env=home.environ(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert endless.returncode == 2
+
+
+def test_a_reader_that_leaves(home: Any) -> None:
+    path = script(home, "#!/bin/sh\nhead -c 1000000 /dev/zero\n")
+    done = subprocess.run(
+        ["bash", "-c", f"{SPEAR} run {path} | head -c 1 | wc -c; echo ${{PIPESTATUS[0]}}"],
+        env=home.environ(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout.split() == [b"1", b"141"]
+    assert done.stderr == b""
+
+
+def test_a_full_disk_for_the_output(home: Any) -> None:
+    with open("/dev/full", "wb") as full:
+        process = popen(
+            home,
+            "run",
+            script(home, UPPER),
+            "--input",
+            "x",
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 7
+    assert said.endswith(b"error: standard output cannot be written: No space left on device\n")
+
+
+def test_a_state_directory_that_cannot_be_written(home: Any) -> None:
+    told = home.spear("run", script(home, UPPER), "-i", "x", "--state-dir", "/proc/nothing")
+    assert (told.status, told.out) == (0, "X")
+
+
+def test_a_file_that_no_runtime_knows(home: Any) -> None:
+    path = script(home, "import spear_sdk\n", "agent.py")
+    told = home.spear("run", path, "--plugins", "runtime-wasm", "-i", "")
+    assert told.status == 2
+    assert "pip install spear-runtime-process" in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+def test_plugins_that_are_not_installed(home: Any) -> None:
+    told = home.spear("run", script(home, UPPER), "--plugins", "runtime-wsam", "-i", "")
+    assert told.status == 6
+    assert "runtime-wasm" in told.err
+    assert home.spear("run", "x.sh", "--plugins", ",").status == 2
+
+
+def test_more_isolation_than_there_is(home: Any) -> None:
+    wat = home.folder / "x.wat"
+    wat.write_text('(module (memory (export "memory") 1) (func (export "_start")))')
+    told = home.spear("run", str(wat), "--isolation", "cgroup")
+    assert told.status == 6
+    assert "CGROUP" in told.err.upper()
+
+
+def test_doctor_reports_every_runtime(home: Any) -> None:
+    told = home.spear("doctor")
+    assert "runtime process" in told.out
+    assert "runtime wasm" in told.out
+    assert f"{home.state}" in told.out
+
+
+def test_doctor_finds_a_configuration_that_is_wrong(home: Any) -> None:
+    (home.folder / "c.toml").write_text("[execution]\nmax_input_bytes = -1\n")
+    told = home.spear("doctor", "--config", "c.toml")
+    assert told.status == 1
+    assert " ! config" in told.out
+    assert "execution.max_input_bytes" in told.out
+
+
+def test_config_check_reports_everything(home: Any) -> None:
+    (home.folder / "c.toml").write_text("[pool]\nmax_instances = 0\n[plugins.nope]\n[executoin]\n")
+    told = home.spear("config", "check", "c.toml")
+    assert told.status == 2
+    assert [w in told.err for w in ("pool.max_instances", "plugins.nope", "executoin")] == [
+        True
+    ] * 3
+    (home.folder / "c.toml").write_text("[pool]\nmax_instances = 3\n")
+    assert home.spear("config", "check", "--config", "c.toml").out == "c.toml: no problems\n"
+    assert home.spear("config", "check").out == "no configuration file; the defaults apply\n"
+
+
+def test_plugins_are_listed_without_a_node(home: Any) -> None:
+    lines = home.spear("plugins").out.splitlines()
+    (wasm,) = [line.split() for line in lines if line.startswith("runtime-wasm ")]
+    assert wasm[1:5] == ["spear-runtime-wasm", "0.1.0", "loaded", "healthy"]
