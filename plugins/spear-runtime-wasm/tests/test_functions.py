@@ -104,6 +104,19 @@ async def test_input_and_output_are_given_back(guests: Any) -> None:
     assert answers == [b"2", b"2", b"2"]
 
 
+async def test_a_guest_that_answers_in_place_gets_its_memory_back_once(guests: Any) -> None:
+    code = """(module (memory (export "memory") 1) (global $freed (mut i32) (i32.const 0))
+      (func (export "spear_alloc") (param i32) (result i32) (i32.const 16))
+      (func (export "spear_free") (param i32 i32)
+        (global.set $freed (i32.add (global.get $freed) (i32.const 1))))
+      (func (export "handle") (param i32 i32) (result i64)
+        (i32.store8 (local.get 0) (i32.add (i32.const 48) (global.get $freed)))
+        (i64.or (i64.shl (i64.extend_i32_u (local.get 0)) (i64.const 32)) (i64.const 1))))"""
+    async with guests.open(code, reuse=True) as instance:
+        answers = [(await instance.execute(guests.request(b"x"))).payload for _ in range(3)]
+    assert answers == [b"0", b"1", b"2"]
+
+
 async def test_start_is_never_entered_twice_even_with_reuse(guests: Any) -> None:
     code = """(module (global $started (mut i32) (i32.const 0)) (func (export "_start")
       (if (global.get $started) (then unreachable)) (global.set $started (i32.const 1))))"""

@@ -41,15 +41,10 @@ async def compile_file(path: Path, name: str, config: WasmConfig) -> bytes:
         capture_stderr=True,
         check=False,
         env={"MALLOC_ARENA_MAX": "2", "PATH": os.defpath},
-        deliver_cancel=_kill,
     )
     if done.returncode == 0:
         return bytes(done.stdout)
     raise _failure(name, done, config)
-
-
-async def _kill(process: trio.Process) -> None:
-    process.kill()
 
 
 def _failure(

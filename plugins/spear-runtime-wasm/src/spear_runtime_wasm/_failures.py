@@ -111,7 +111,7 @@ def _where(trap: GuestTrapError, details: dict[str, str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """wasmtime writes a message and its causes on several lines, and draws where a text is wrong."""
+    """wasmtime writes a message and its causes on several lines, and draws where a text is bad."""
     drawn = _POSITION.search(text)
     if drawn is not None:
         line, column = drawn.groups()
