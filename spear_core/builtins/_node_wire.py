@@ -222,6 +222,11 @@ class NodeClient(NodeApi):
 
     async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
         args = _fields(upload, without="content")
+        if (size := len(encode_head(args))) > _LONGEST_HEAD:
+            raise InvalidRequestError(
+                f"the settings of {upload.name[:100]!r} (environment and arguments, above all) have"
+                f" {size} bytes; at most {_LONGEST_HEAD} are allowed"
+            )
         return await self._listing("deploy", args, ArtifactInfo, upload.content)
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
