@@ -24,8 +24,8 @@ from spear_core.errors import (
     IsolationUnavailableError,
 )
 from spear_runtime_process._cgroup import find_cgroups
+from spear_runtime_process._inside import wire
 from spear_runtime_process._machine import look_around
-from spear_runtime_process.inside import wire
 
 HAS_CGROUPS = find_cgroups()[0] is not None
 ECHO = """
@@ -380,7 +380,7 @@ async def test_an_unfit_zygote_means_cold_starts(place, echo, make_request, capl
 PRELOAD = """
 import socket, sys
 sys.path[:0] = sys.argv[2:]
-from spear_runtime_process.inside.launcher import Launcher
+from spear_runtime_process._inside.launcher import Launcher
 Launcher(socket.socket(fileno=int(sys.argv[1]))).preload("threaded")
 """
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from spear_core.api import ChannelFactory
-from spear_core.testing import RuntimeContract, Sample
+from spear_core.testing import RuntimeContract, Sample, check_plugin
 from spear_runtime_process._config import ProcessConfig
 from spear_runtime_process.plugin import spear_runtimes
 
@@ -67,3 +67,7 @@ class TestAgentDegraded(TestAgent):
 
 class TestAgentWithoutZygote(TestAgent):
     config = ProcessConfig(zygote="off")
+
+
+def test_the_plugin_is_in_order() -> None:
+    assert check_plugin("runtime-process") == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from spear_runtime_process._guest import Guest, GuestSpec, open_guest, open_scra
 from spear_runtime_process._launchers import SDK_WORKER, Launchers
 from spear_runtime_process._nursery import open_service_nursery
 from spear_runtime_process._plan import Confiner, Plan
+from spear_runtime_process._python import calling
 from spear_runtime_process._streams import Lines
 
 _TERM_SECONDS = 0.5
@@ -152,7 +152,7 @@ class AgentInstance(Instance):
         with trio.move_on_after(_EXIT_STATUS_SECONDS):
             ended = await self._guest.process.wait()
             self._drain()
-            error = self._guest.explain(ended)
+            error = self._guest.explain(ended, self.stderr.tail)
             self.fail(error.message)
             if error.code == "resource_exhausted":
                 usage = ExecutionUsage(isolation=self._plan.level)
@@ -225,7 +225,7 @@ class AgentInstance(Instance):
         with trio.move_on_after(_EXIT_STATUS_SECONDS):
             ended = await self._guest.process.wait()
             self._drain()
-            self.fail(self._guest.explain(ended).message)
+            self.fail(self._guest.explain(ended, self.stderr.tail).message)
         await channel.aclose()
 
 
@@ -233,12 +233,11 @@ def _guest_spec(
     spec: InstanceSpec, offer: ChannelOffer, *, code: Path, plan: Plan, forked: bool
 ) -> GuestSpec:
     artifact = spec.artifact
-    cold = (sys.executable, "-I", "-X", "utf8", "-u", "-m", SDK_WORKER)
     return GuestSpec(
         artifact=artifact,
         code=code,
         plan=plan,
-        argv=() if forked else cold,
+        argv=() if forked else tuple(calling(SDK_WORKER, "main")),
         agent=f"{SDK_WORKER}:main" if forked else "",
         env={
             "SPEAR_CHANNEL": offer.address,
@@ -273,7 +272,9 @@ async def _accept(offer: ChannelOffer, guest: Guest, instance: AgentInstance) ->
     if ended.start_error:
         raise InstanceStartError(f"{guest.name} could not start: {ended.start_error}")
     said = f":\n{instance.stderr.tail}" if instance.stderr.tail else ""
-    raise InstanceStartError(f"{guest.explain(ended).message} before it was ready{said}")
+    raise InstanceStartError(
+        f"{guest.explain(ended, instance.stderr.tail).message} before it was ready{said}"
+    )
 
 
 @contextlib.asynccontextmanager

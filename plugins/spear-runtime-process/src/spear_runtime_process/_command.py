@@ -141,7 +141,7 @@ class CommandInstance(Instance):
             return attrs.evolve(ExecutionResponse.failed(error), usage=usage)
         if ended.code == 0:
             return attrs.evolve(ExecutionResponse.completed(outcome.output), usage=usage)
-        error = guest.explain(ended)
+        error = guest.explain(ended, tail)
         last = f": {tail.splitlines()[-1]}" if tail else ""
         details = {**error.details, "stderr": tail}
         error = attrs.evolve(error, message=error.message + last, details=details)

@@ -18,9 +18,10 @@ import trio
 from spear_core.api import Artifact, ErrorInfo
 from spear_core.errors import InstanceStartError
 from spear_runtime_process._cgroup import Cgroup
+from spear_runtime_process._inside import tree
 from spear_runtime_process._launcher import Exit, Launcher, Process, signal_name
 from spear_runtime_process._plan import Bounds, Confiner, Plan
-from spear_runtime_process.inside import tree
+from spear_runtime_process._python import environment
 
 _END_SECONDS = 10.0
 _WATCH_SECONDS = 0.05
@@ -54,6 +55,7 @@ class Guest:
     stderr: trio.lowlevel.FdStream
     _cgroup: Cgroup | None
     _report: int
+    _reported: str = ""
     _over_cpu: float = 0.0
 
     def kill(self) -> None:
@@ -125,28 +127,34 @@ class Guest:
             await trio.sleep(_WATCH_SECONDS)
         self.kill()
 
-    def broken_limit(self) -> ErrorInfo | None:
-        """The limit for which the guest was ended, if it was one; ask after its end."""
+    def _broken_limit(self, said: str) -> ErrorInfo | None:
+        """The limit for which the guest was ended, if it was one."""
         bounds = self.bounds
-        try:
-            kind, _, _ = os.read(self._report, 200).decode().partition(" ")
-        except BlockingIOError:
-            kind = ""
-        if kind == "memory" or (self._cgroup is not None and self._cgroup.out_of_memory()):
-            text = f"memory limit of {bounds.memory / (1 << 20):g} MiB"
-        elif kind == "processes":
+        with contextlib.suppress(BlockingIOError):
+            self._reported += os.read(self._report, 200).decode()
+        reported = self._reported.partition(" ")[0]
+        kind = "limit"
+        if (
+            reported == "memory"
+            or (self._cgroup is not None and self._cgroup.out_of_memory())
+            or (self.process.monitored and "MemoryError" in said)  # it met RLIMIT_DATA
+        ):
+            kind, text = "memory", f"memory limit of {bounds.memory / (1 << 20):g} MiB"
+        elif reported == "processes":
             text = f"limit of {bounds.processes} processes"
         elif self._over_cpu:
             text = f"limit of {self._over_cpu:g} seconds of CPU time"
         else:
             return None
-        kind = text.partition(" ")[0] if text.startswith("memory") else "limit"
-        message = f"{self.name} went over its {text} and was killed"
+        message = f"{self.name} went over its {text} and was ended"
         return ErrorInfo(code="resource_exhausted", message=message, kind=kind)
 
-    def explain(self, ended: Exit) -> ErrorInfo:
-        """Why the guest ended as it did, when that was no success."""
-        if broken := self.broken_limit():
+    def explain(self, ended: Exit, said: str) -> ErrorInfo:
+        """Why the guest ended as it did, when that was no success.
+
+        Ask after its end; `said` are the last lines it wrote to stderr.
+        """
+        if broken := self._broken_limit(said):
             return broken
         message = f"{self.name} {ended}"
         if self._cgroup is not None and self._cgroup.forks_refused():
@@ -175,7 +183,7 @@ def _environment(spec: GuestSpec, scratch: Path) -> dict[str, str]:
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
     }
-    return base | dict(spec.artifact.env) | spec.env
+    return base | environment() | dict(spec.artifact.env) | spec.env
 
 
 def _request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -19,14 +20,16 @@ import attrs
 import trio
 
 from spear_core.errors import InstanceStartError
+from spear_runtime_process._inside import monitor, wire
 from spear_runtime_process._nursery import open_service_nursery
-from spear_runtime_process.inside import monitor, wire
+from spear_runtime_process._python import import_path
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parent.parent)
 _PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[2]); "
-    "from spear_runtime_process.inside.launcher import main; del sys.path[0]; "
-    "main(int(sys.argv[1]), *(a.split(',') if a else [] for a in sys.argv[3:5]))"
+    "import sys, json; a = json.loads(sys.argv[1]); sys.path.insert(0, a['package']); "
+    "from spear_runtime_process._inside.launcher import main; del sys.path[0]; "
+    "sys.path.extend(path for path in a['path'] if path not in sys.path); "
+    "main(a['descriptor'], a['first'], a['later'])"
 )
 _CLOSE_SECONDS = 10.0
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ")
@@ -257,11 +260,17 @@ def _start(
     death of a parent goes by thread: a worker thread would take the launcher with it."""
     isolation = ["-I", "-X", "utf8"] + (["-S"] if first is None else [])
     descriptor = connection.fileno()
+    arguments = {
+        "descriptor": descriptor,
+        "package": _PACKAGE_ROOT,
+        "path": [] if first is None else import_path(),
+        "first": list(first or ()),
+        "later": list(later),
+    }
     # forked agents could read it in /proc/self/environ: nothing of the node's own may be in it
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    modules = [",".join(first or ()), ",".join(later)]
     return subprocess.Popen(
-        [sys.executable, *isolation, "-c", _PROGRAM, str(descriptor), _PACKAGE_ROOT, *modules],
+        [sys.executable, *isolation, "-c", _PROGRAM, json.dumps(arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,

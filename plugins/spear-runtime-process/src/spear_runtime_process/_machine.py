@@ -12,7 +12,7 @@ import trio
 
 from spear_core.api import IsolationLevel
 from spear_runtime_process._cgroup import Cgroups, find_cgroups
-from spear_runtime_process.inside import landlock, seccomp
+from spear_runtime_process._inside import landlock, seccomp
 
 BWRAP_NAMESPACES = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,8 +11,9 @@ import attrs
 from spear_core.api import Artifact, IsolationLevel, Limits
 from spear_core.errors import IsolationUnavailableError
 from spear_runtime_process._config import ProcessConfig
+from spear_runtime_process._inside.launcher import FILTER_DESCRIPTOR
 from spear_runtime_process._machine import BWRAP_NAMESPACES, Machine
-from spear_runtime_process.inside.launcher import FILTER_DESCRIPTOR
+from spear_runtime_process._python import places
 
 T = TypeVar("T")
 
@@ -109,12 +109,6 @@ def make_plan(artifact: Artifact, config: ProcessConfig, machine: Machine) -> Pl
     )
 
 
-def _python_places() -> list[str]:
-    """Where the node's own Python and its packages are."""
-    places = [sys.base_prefix, sys.prefix, sys.base_exec_prefix, sys.exec_prefix]
-    return places + [entry for entry in sys.path if entry.startswith("/")]
-
-
 @attrs.frozen(kw_only=True)
 class Confiner:
     """Writes launcher requests for one configuration on one machine."""
@@ -124,7 +118,7 @@ class Confiner:
 
     def readable(self, code: Path) -> list[str]:
         """What a guest may read: the system, Python, its code, what the configuration adds."""
-        own = [*_python_places(), str(code.parent), *self.config.read]
+        own = [*places(), str(code.parent), *self.config.read]
         return list(dict.fromkeys([*_SYSTEM, *own]))
 
     def request(
