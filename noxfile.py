@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -112,11 +113,10 @@ def _install(session: nox.Session, *names: str, resolution: str = "highest") -> 
 
 def _pytest(session: nox.Session, *paths: str) -> None:
     """Run the tests at these paths from a folder where the tree cannot be imported."""
-    where = session.create_tmp()
     existing = [str(ROOT / path) for path in paths if (ROOT / path).is_dir()]
     if not existing:
         session.skip(f"no tests at {', '.join(paths)}")
-    with session.chdir(where):
+    with tempfile.TemporaryDirectory() as where, session.chdir(where):
         session.run(
             "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
             "-p", "no:cacheprovider", *session.posargs, *existing,
