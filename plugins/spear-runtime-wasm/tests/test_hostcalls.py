@@ -9,6 +9,8 @@ from typing import Any
 import attrs
 import pytest
 
+from spear_runtime_wasm import _hostcalls
+
 SIGNATURES = {
     "log": "(param i32 i32 i32) (result i32)",
     "time_now_ms": "(result i64)",
@@ -224,6 +226,22 @@ async def test_without_an_exported_memory_pointers_are_efault(guests: Any, log: 
     response = await guests.run(code)
     assert response.error is None
     assert log.lines == []
+
+
+async def test_a_host_function_that_breaks_ends_its_guest_only(
+    guests: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> int:
+        raise OSError("no entropy")
+
+    code = probe("(call $random_i64)")
+    with monkeypatch.context() as patch:
+        patch.setattr(_hostcalls, "random_i64", broken)
+        response = await guests.run(code)
+    assert response.error.code == "internal"
+    assert response.error.message == "a host function failed: OSError: no entropy"
+    assert "no entropy" in caplog.text
+    assert (await guests.run(code)).error is None
 
 
 async def test_hostcalls_work_in_the_start_function(guests: Any, log: Any) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 
-from spear_core.api import Artifact, ExecutionRequest
+from spear_core.api import Artifact, ExecutionRequest, Hostcalls
 
 from ._ffi import GuestStopError
 from ._slice import Meter
@@ -33,15 +33,16 @@ class Execution:
     """The state behind the host functions of one execution. Only that guest's calls touch it."""
 
     __slots__ = (
-        "_partial", "artifact", "content_type", "input_position", "max_output", "meter",
-        "output", "request", "started", "started_wall", "stderr_tail", "stdio_is_payload",
-        "written",
+        "_hostcalls", "_partial", "artifact", "content_type", "input_position", "max_output",
+        "meter", "output", "request", "started", "started_wall", "stderr_tail",
+        "stdio_is_payload", "written",
     )  # fmt: skip
 
     def __init__(
-        self, request: ExecutionRequest, artifact: Artifact, *,
-        max_output: int, cpu_seconds: float | None, stdio_is_payload: bool,
+        self, request: ExecutionRequest, artifact: Artifact, hostcalls: Hostcalls, *,
+        max_output: int, stdio_is_payload: bool,
     ) -> None:  # fmt: skip
+        self._hostcalls = hostcalls
         self.request = request
         self.artifact = artifact
         self.max_output = max_output
@@ -52,7 +53,7 @@ class Execution:
         self.input_position = 0
         self.output = bytearray()
         self.content_type: str | None = None
-        self.meter = Meter(cpu_seconds)
+        self.meter = Meter(artifact.limits.cpu_seconds)
         self.written: deque[tuple[str, str, str]] = deque(maxlen=MAX_LOG_ENTRIES)
         self.stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL)
         self._partial: dict[str, bytes] = {}
@@ -79,6 +80,20 @@ class Execution:
         for source, level in (("stdout", "info"), ("stderr", "error")):
             if self._partial.get(source):
                 self.add_lines(b"\n", level, source)
+
+    def between_slices(self) -> None:
+        """On the trio thread, while the guest lies still. Raises CpuLimitError."""
+        if self.meter.urgent:
+            self.flush()
+        self.meter.check()
+
+    def flush(self) -> None:
+        """Hand the log to the node."""
+        self.meter.urgent = False
+        log, written, execution_id = self._hostcalls.log, self.written, self.request.execution_id
+        while written:
+            message, level, source = written.popleft()
+            log(execution_id, message, level=level, source=source)
 
     @property
     def room(self) -> int:

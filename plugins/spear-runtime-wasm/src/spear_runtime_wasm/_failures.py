@@ -51,6 +51,11 @@ def limit_info(exc: OutputLimitError | CpuLimitError) -> ErrorInfo:
     return ErrorInfo(code="resource_exhausted", kind=kind, message=f"stopped: {exc}")
 
 
+def host_info(exc: Exception) -> ErrorInfo:
+    message = f"a host function failed: {type(exc).__name__}: {one_line(str(exc))}"
+    return ErrorInfo(code="internal", kind="host", message=message)
+
+
 def errno_info(entry: str, result: int) -> ErrorInfo:
     name = ERRNO_NAMES.get(-result)
     shown = f"{result} ({name})" if name else str(result)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._execution import Execution
 from ._ffi import Guest
-from ._slice import Meter, poll
+from ._slice import poll
 from ._ticker import Ticker
 
 if TYPE_CHECKING:
@@ -39,16 +40,16 @@ class FiberDriver:
     def close(self) -> None:
         self._ticker.remove_poller(self._poller)
 
-    async def run(self, guest: Guest, meter: Meter) -> None:
+    async def run(self, guest: Guest, execution: Execution) -> None:
         """Run the future that was just begun until it has ended, and collect its end.
 
         **Raises** as `Guest.finish` does, CpuLimitError, and what the awaited host work raises.
         **Cancellation**: between two slices; the guest is left suspended and must be closed.
         """
-        slices = 0
+        meter, slices = execution.meter, 0
         while not poll(self._ticker, self._poller, guest, meter):
             while (pending := guest.pending) is None:
-                meter.check()
+                execution.between_slices()
                 slices += 1
                 if slices <= PATIENCE:
                     await trio.lowlevel.checkpoint()
@@ -58,7 +59,7 @@ class FiberDriver:
                     guest.finish()
                     return
             else:
-                meter.check()
+                execution.between_slices()
                 slices = 0
                 guest.answer(await pending())  # type: ignore[operator]
         guest.finish()

@@ -28,7 +28,7 @@ from . import _failures
 from ._execution import Execution, ExitError, OutputLimitError
 from ._ffi import Guest, GuestLimits, GuestMemoryError, GuestTrapError
 from ._module import Entry, EntryError, LoadedModule
-from ._slice import CpuLimitError, Meter
+from ._slice import CpuLimitError
 from ._store import Machine, ModuleStore
 
 LEVEL = IsolationLevel.NAMESPACES
@@ -50,12 +50,13 @@ class WasmInstance(Instance):
         context: PluginContext, limits: GuestLimits, max_output: int,
     ) -> None:  # fmt: skip
         self.id = spec.id
-        self._channel, far_end = context.channels.local_pair(spec.id)
-        far_end.serve(self._serve)
+        self._channel, self._far_end = context.channels.local_pair(spec.id)
+        self._far_end.serve(self._serve)
         self._artifact = artifact = spec.artifact
         self._module = module
         self._machine = machine
         self._hostcalls = context.hostcalls
+        self._log = context.log
         self._limits = limits
         self._max_output = max_output
         self._args = tuple(text.encode() for text in (artifact.filename, *artifact.args))
@@ -63,8 +64,8 @@ class WasmInstance(Instance):
         self._guest: Guest | None = None
         self._entry: Entry | None = None
         self._executions = 0
-        self._current: ExecutionRequest
-        self._answer: ExecutionResponse
+        self._current: ExecutionRequest | None = None
+        self._answer: ExecutionResponse | None = None
         self._cpu_seconds = 0.0
         self._closed = False
 
@@ -74,10 +75,14 @@ class WasmInstance(Instance):
             raise InstanceError(f"{self.id} is closed")
         number = 2 * self._executions + 1
         self._current = request
-        await self._channel.request_response(
-            Message(MessageKind.REQUEST, number, 0, EXECUTE, request.payload)
-        )
-        return self._answer
+        try:
+            await self._channel.request_response(
+                Message(MessageKind.REQUEST, number, 0, EXECUTE, request.payload)
+            )
+            assert self._answer is not None
+            return self._answer
+        finally:
+            self._current = self._answer = None
 
     async def _serve(self, message: Message) -> Message:
         """The far end of the channel, called in the task of `execute`.
@@ -85,6 +90,7 @@ class WasmInstance(Instance):
         Both ends live here, so the values themselves go beside the message: to write them as its
         head and read them again costs 11 us, a third of a whole execution.
         """
+        assert self._current is not None
         self._answer = answer = await self._execute(self._current)
         return Message(MessageKind.RESPONSE, message.id, 0, b"", answer.payload)
 
@@ -99,11 +105,9 @@ class WasmInstance(Instance):
             )
             return ExecutionResponse.failed(error)
         execution = Execution(
-            request, artifact, max_output=self._max_output,
-            cpu_seconds=artifact.limits.cpu_seconds,
+            request, artifact, self._hostcalls, max_output=self._max_output,
             stdio_is_payload=module.stdio_is_payload and not entry.is_function,
         )  # fmt: skip
-        execution.meter.flush = lambda: self._flush(execution)
         return await self._run(execution, entry)
 
     async def check_health(self) -> None:
@@ -123,6 +127,7 @@ class WasmInstance(Instance):
 
     def close(self) -> None:
         self._closed = True
+        self._far_end.serve(_gone)  # no cycle that the collector would have to find
         if self._guest is not None:
             self._guest.close()
             self._guest = None
@@ -150,6 +155,9 @@ class WasmInstance(Instance):
             except GuestTrapError as exc:
                 _raise_if_full(exc)
                 error = _failures.trap_info(exc, guest, self._limits.memory_bytes)
+            except Exception as exc:  # barrier: a fault of a host function ends this guest only
+                self._log.exception("a host function failed under %s", self._artifact.ref)
+                error = _failures.host_info(exc)
             except trio.Cancelled:
                 execution.add_log("stopped: the execution was cancelled", "warn")
                 raise
@@ -161,36 +169,36 @@ class WasmInstance(Instance):
                 guest.close()
             self._cpu_seconds += meter.used
             execution.end_lines()
-            self._flush(execution)
+            execution.flush()
         return _response(execution, output, error, memory)
 
     async def _call(self, guest: Guest, entry: Entry, execution: Execution) -> bytes:
-        run, meter = self._machine.driver.run, execution.meter
+        run = self._machine.driver.run
         if self._entry is None:
             if self._module.uses_wasi:
                 guest.set_wasi(self._args, self._env)
             guest.begin_instantiate(self._module.pre)
-            await run(guest, meter)
+            await run(guest, execution)
             guest.find_exports(entry.exports, memory=entry.memory)
             if entry.initialize >= 0:
                 guest.begin_call(entry.initialize, results=0)
-                await run(guest, meter)
+                await run(guest, execution)
         elif self._entry is not entry:
             guest.find_exports(entry.exports, memory=entry.memory)
         self._entry = entry
         if entry.is_function:
             return await self._call_function(guest, entry, execution)
         guest.begin_call(0, results=entry.results)
-        await run(guest, meter)
+        await run(guest, execution)
         return bytes(execution.output)
 
     async def _call_function(self, guest: Guest, entry: Entry, execution: Execution) -> bytes:
         """Input into the guest's memory, `handle(pointer, length)`, output from its memory."""
-        run, meter, payload = self._machine.driver.run, execution.meter, execution.request.payload
+        run, payload = self._machine.driver.run, execution.request.payload
         pointer = 0
         if payload:
             guest.begin_call(entry.alloc, (len(payload),), results=1)
-            await run(guest, meter)
+            await run(guest, execution)
             pointer = guest.result_i32
             try:
                 if not pointer:
@@ -200,7 +208,7 @@ class WasmInstance(Instance):
                 what = f"{pointer}, which is no room for {len(payload)} bytes of input"
                 raise _ResultError(_failures.bad_result_info("spear_alloc", what)) from None
         guest.begin_call(0, (pointer, len(payload)), results=1)
-        await run(guest, meter)
+        await run(guest, execution)
         result = guest.result_i64
         if result < 0:
             raise _ResultError(_failures.errno_info(entry.name, result))
@@ -213,23 +221,25 @@ class WasmInstance(Instance):
             what = f"{length} bytes at {where}, outside its memory of {guest.memory_size} bytes"
             raise _ResultError(_failures.bad_result_info(entry.name, what)) from None
         if entry.free >= 0 and self._artifact.reuse:
-            await self._free(guest, entry, meter, ((pointer, len(payload)), (where, length)))
+            await self._free(guest, entry, execution, ((pointer, len(payload)), (where, length)))
         return bytes(execution.output) + output if execution.output else output
 
     async def _free(
-        self, guest: Guest, entry: Entry, meter: Meter, ranges: tuple[tuple[int, int], ...]
+        self,
+        guest: Guest,
+        entry: Entry,
+        execution: Execution,
+        ranges: tuple[tuple[int, int], ...],
     ) -> None:
         """Give input and output back; a guest that answers in place has only one range."""
         for pointer, length in dict(ranges).items():
             if pointer:
                 guest.begin_call(entry.free, (pointer, length), results=0)
-                await self._machine.driver.run(guest, meter)
+                await self._machine.driver.run(guest, execution)
 
-    def _flush(self, execution: Execution) -> None:
-        written, execution_id = execution.written, execution.request.execution_id
-        while written:
-            message, level, source = written.popleft()
-            self._hostcalls.log(execution_id, message, level=level, source=source)
+
+async def _gone(message: Message) -> Message:
+    raise InstanceError("the instance is closed")
 
 
 class _ResultError(Exception):

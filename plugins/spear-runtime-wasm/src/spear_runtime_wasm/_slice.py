@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import trio
 
 from ._ffi import Guest
@@ -17,25 +15,20 @@ class CpuLimitError(Exception):
 class Meter:
     """Processor time of one execution, and the most it may have."""
 
-    __slots__ = ("flush", "limit", "urgent", "used")
+    __slots__ = ("limit", "urgent", "used")
 
-    def __init__(self, limit: float | None = None, flush: Callable[[], None] | None = None) -> None:
+    def __init__(self, limit: float | None = None) -> None:
         self.used = 0.0
         self.limit = limit
-        self.flush = flush
-        """Called on the trio thread whenever the guest gives it up."""
         self.urgent = False
-        """Set by a host function that leaves something for `flush`."""
+        """Set by a host function that leaves something to be done on the trio thread."""
 
     @property
     def spent(self) -> bool:
         return self.limit is not None and self.used >= self.limit
 
     def check(self) -> None:
-        """Between two slices, on the trio thread. Raises CpuLimitError."""
-        if self.urgent and self.flush is not None:
-            self.urgent = False
-            self.flush()
+        """Raises CpuLimitError when nothing is left."""
         if self.spent:
             raise CpuLimitError(f"its {self.limit:g} s of processor time are used up")
 
