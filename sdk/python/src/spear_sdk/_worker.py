@@ -283,7 +283,7 @@ def _set_up_streams() -> None:
     """Let what the function prints reach the log line by line."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(line_buffering=True)
+        reconfigure(line_buffering=True, write_through=False)
 
 
 def main() -> int:
