@@ -13,7 +13,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_configuration_table_is_complete_and_true() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `\"?([^`\"]+)\"?` \|", README.read_text(), re.MULTILINE)
+    table = README.read_text().partition("## Configuration")[2].partition("##")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `\"?([^`\"]+)\"?` \|", table, re.MULTILINE)
     fields = {
         field.name: str(field.default)
         for config in (UnixConfig, TcpConfig)
