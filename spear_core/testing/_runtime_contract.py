@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ import trio
 from spear_core.api import (
     Artifact,
     Capability,
+    ChannelFactory,
     ExecutionRequest,
     ExecutionResponse,
     ExecutionStatus,
@@ -117,7 +118,7 @@ class _Opened:
         async with self.runtime.open_instance(InstanceSpec(id=identity, artifact=artifact)) as made:
             yield made
 
-    async def run_once(self, artifact: Artifact, payload: bytes = b"") -> ExecutionResponse:
+    async def run_once(self, artifact: Artifact, payload: bytes = b"input\n") -> ExecutionResponse:
         """One execution on an instance of its own."""
         async with self.instance(artifact) as instance:
             return await instance.execute(_request(payload))
@@ -126,7 +127,7 @@ class _Opened:
 _numbers = itertools.count(1)
 
 
-def _request(payload: bytes = b"") -> ExecutionRequest:
+def _request(payload: bytes = b"input\n") -> ExecutionRequest:
     number = next(_numbers)
     return ExecutionRequest(execution_id=f"e{number}", task_id=f"t{number}", payload=payload)
 
@@ -170,9 +171,10 @@ class RuntimeContract:
     echo: ClassVar[Sample]
     """Answers with its input, whatever the bytes."""
     fails: ClassVar[Sample]
-    """Fails by its own doing: an exception, a trap, an exit code."""
+    """Fails by its own doing, given a line of text: an exception, a trap, an exit code."""
     loops: ClassVar[Sample | None] = None
-    """Computes for ever and never looks up. Needed with ``Capability.CANCEL``."""
+    """Given a line of text, computes for ever and never looks up. Needed with
+    ``Capability.CANCEL``."""
     hungry: ClassVar[Sample | None] = None
     """Uses 256 MiB of memory, then answers. Needed with ``Capability.MEMORY_LIMIT``."""
     logs: ClassVar[Sample | None] = None
@@ -187,7 +189,7 @@ class RuntimeContract:
         """The runtime, as a node opens it, on the transports it names."""
         config = self.spec.config_cls() if self.config is None else self.config
         hostcalls = FakeHostcalls()
-        async with open_channels(tmp_path, self.spec.transports) as channels:
+        async with self.open_channels(tmp_path) as channels:
             context = make_context(tmp_path, hostcalls=hostcalls, channels=channels)
             async with self.spec.open(context, config) as runtime:
                 opened = _Opened(
@@ -195,6 +197,11 @@ class RuntimeContract:
                 )
                 await self._require_backend(opened)
                 yield opened
+
+    def open_channels(self, tmp_path: Path) -> AbstractAsyncContextManager[ChannelFactory]:
+        """Where the runtime's instances connect: the installed ones of ``spec.transports``.
+        Override it to bring a factory of your own."""
+        return open_channels(tmp_path, self.spec.transports)
 
     async def _require_backend(self, opened: _Opened) -> None:
         found = await opened.runtime.fingerprint()
@@ -309,7 +316,7 @@ class RuntimeContract:
         """``execute``: a failure of the guest's own code is a response with status ``FAILED``, a
         gRPC code and a message of one line."""
         async with self.open_runtime(tmp_path) as opened:
-            _assert_failed(await opened.run_once(opened.artifact(self.fails), b"x"))
+            _assert_failed(await opened.run_once(opened.artifact(self.fails)))
 
     @promise
     async def test_failure_concerns_that_execution_only(self, tmp_path: Path) -> None:
@@ -479,7 +486,7 @@ class RuntimeContract:
             before = Resources.now()
             for _ in range(3):
                 await opened.run_once(artifact, b"x")
-                await opened.run_once(failing, b"x")
+                await opened.run_once(failing)
             assert await Resources.settled(before, seconds=self.settling) == []
 
     @promise

@@ -291,7 +291,7 @@ class TestIgnoresCancellation(RuntimeMutant):
     class Planted(SoundInstance):
         async def _loop(self) -> None:
             with trio.CancelScope(shield=True):
-                await trio.sleep(6)
+                await trio.sleep(3.5)
 
     spec = with_instance(Planted)
 
@@ -303,7 +303,7 @@ class TestBlocksTheNode(RuntimeMutant):
 
     class Planted(SoundInstance):
         async def _loop(self) -> None:
-            ends = trio.current_time() + 5
+            ends = trio.current_time() + 3.2
             while trio.current_time() < ends:
                 pass
 

@@ -30,7 +30,7 @@ from spear_core.testing import (
 
 
 class StoreMutant(ObjectStoreContract):
-    patience = 5.0
+    patience = 2.0
     small_config = MemoryStoreConfig(memory_store_bytes=100_000)
 
 
