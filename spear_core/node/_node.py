@@ -119,7 +119,7 @@ async def open_node(
         logs.prune(config.tasks.keep_finished)
         tasks = TaskTable(
             logs,
-            keep_finished=config.tasks.keep_finished,
+            keep_finished=max(config.tasks.keep_finished, int(ephemeral)),  # its one task's result
             keep_finished_bytes=config.tasks.keep_finished_bytes,
         )
         artifacts = ArtifactStore(paths.artifacts, warn=log.warning)

@@ -167,11 +167,18 @@ def test_input_beyond_the_limit(home: Any) -> None:
     assert endless.returncode == 2
 
 
-def test_a_reader_that_leaves(home: Any) -> None:
+def test_a_configuration_that_keeps_no_results(home: Any) -> None:
+    (home.folder / "c.toml").write_text("[tasks]\nkeep_finished = 0\nkeep_finished_bytes = 0\n")
+    told = home.spear("run", script(home, UPPER), "--config", "c.toml", "-i", "x")
+    assert (told.status, told.out) == (0, "X")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves(home: Any, unbuffered: str) -> None:
     path = script(home, "#!/bin/sh\nhead -c 1000000 /dev/zero\n")
     done = subprocess.run(
         ["bash", "-c", f"{SPEAR} run {path} | head -c 1 | wc -c; echo ${{PIPESTATUS[0]}}"],
-        env=home.environ(),
+        env=dict(home.environ(), PYTHONUNBUFFERED=unbuffered),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=30,
