@@ -246,6 +246,15 @@ def test_a_plugin_adds_a_command(fresh: Any, install_plugin: Any, tmp_path: Path
     assert "From plugins:\n  greet       Greet whoever calls.\n" in shown
 
 
+def test_a_plugin_without_commands_is_not_imported_for_help(
+    fresh: Any, install_plugin: Any, tmp_path: Path
+) -> None:
+    install_plugin("bystander", "# no spear commands here\n")
+    (tmp_path / "site" / "bystander.py").write_text("print('imported')\n")
+    assert "imported" not in fresh(tmp_path / "site", "--help").stdout
+    assert "imported" in fresh(tmp_path / "site", "plugins").stdout
+
+
 def test_a_broken_plugin_command_is_reported_and_help_is_shown(
     fresh: Any, install_plugin: Any, tmp_path: Path
 ) -> None:
