@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import re
 import shutil
@@ -24,6 +24,7 @@ import trio
 from spear_core.api import Artifact, ArtifactInfo, ArtifactUpload, IsolationLevel, Limits
 from spear_core.errors import (
     ArtifactCorruptError,
+    ArtifactError,
     ArtifactInUseError,
     ArtifactNotFoundError,
     InvalidRequestError,
@@ -100,6 +101,8 @@ class ArtifactStore:
         self._names: dict[str, _Name] = {}
         self._artifacts: dict[tuple[str, int], Artifact] = {}
         self._users: Counter[tuple[str, int]] = Counter()
+        self._staged: Counter[str] = Counter()
+        self._unreadable: dict[str, str] = {}
         self._load(warn)
 
     def _load(self, warn: Callable[[str], None]) -> None:
@@ -107,7 +110,11 @@ class ArtifactStore:
             try:
                 name = msgspec.json.decode(path.read_bytes(), type=_Name)
             except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
-                warn(f"artifact {path.stem!r} is left out: {path} cannot be read: {error}")
+                self._unreadable[path.stem] = (
+                    f"artifact {path.stem!r} cannot be used: {path} cannot be read ({error}); "
+                    "restore the file, or move it away and deploy again"
+                )
+                warn(self._unreadable[path.stem])
                 continue
             self._remember(path.stem, name)
 
@@ -128,6 +135,7 @@ class ArtifactStore:
         :raises InvalidRequestError: malformed.
         """
         name, version, entry = parse_function(function)
+        self._refuse_unreadable(name)
         record = self._names.get(name)
         if record is None or not record.versions:
             raise ArtifactNotFoundError(
@@ -141,10 +149,16 @@ class ArtifactStore:
             raise ArtifactNotFoundError(f"artifact {name!r} has no version {number}; it has {have}")
         return artifact, entry or artifact.entry
 
-    def stage(self, upload: ArtifactUpload) -> tuple[str, Path]:
-        """Write the code of an upload; its digest and path.
+    def _refuse_unreadable(self, name: str) -> None:
+        if (problem := self._unreadable.get(name)) is not None:
+            raise ArtifactCorruptError(problem)
+
+    async def stage(self, upload: ArtifactUpload) -> str:
+        """Write the code of an upload and return its digest; :meth:`unstage` must follow.
 
         :raises InvalidRequestError: a bad name or file name.
+        :raises ArtifactCorruptError: what is stored under this name cannot be read.
+        :raises ArtifactError: the disk is full or broken.
         """
         if not _NAME.fullmatch(upload.name):
             raise InvalidRequestError(
@@ -154,17 +168,34 @@ class ArtifactStore:
         filename = upload.filename
         if not filename or "/" in filename or "\0" in filename or filename in (".", ".."):
             raise InvalidRequestError(f"file name {filename!r} is not a plain file name")
-        digest = hashlib.sha256(upload.content).hexdigest()
+        self._refuse_unreadable(upload.name)
+        digest = await trio.to_thread.run_sync(_digest, upload.content)
         path = self._code / digest / filename
-        if not path.exists():
-            write_atomically(path, upload.content, mode=0o500 if upload.executable else 0o400)
-        return digest, path
+        mode = 0o500 if upload.executable else 0o400
+        self._staged[digest] += 1
+        try:
+            if not path.exists():
+                await trio.to_thread.run_sync(
+                    lambda: write_atomically(path, upload.content, mode=mode)
+                )
+        except OSError as error:
+            self.unstage(digest)
+            raise _cannot_store(upload.name, error) from error
+        except trio.Cancelled:
+            self.unstage(digest)
+            raise
+        return digest
 
     def unstage(self, digest: str) -> None:
-        """Remove code that no version refers to."""
-        if not any(
-            version.digest == digest for name in self._names.values() for version in name.versions
-        ):
+        """Remove staged code if no version refers to it and nobody else is deploying it."""
+        self._staged[digest] -= 1
+        if not self._staged[digest]:
+            del self._staged[digest]
+            self._remove_unused(digest)
+
+    def _remove_unused(self, digest: str) -> None:
+        used = (v.digest for name in self._names.values() for v in name.versions)
+        if digest not in self._staged and digest not in used:
             shutil.rmtree(self._code / digest, ignore_errors=True)
 
     def candidate(
@@ -199,7 +230,10 @@ class ArtifactStore:
         )
 
     def commit(self, upload: ArtifactUpload, candidate: Artifact) -> ArtifactInfo:
-        """Make a candidate the latest version of its name, on disk and here."""
+        """Make a candidate the latest version of its name, on disk and here.
+
+        :raises ArtifactError: the disk is full or broken; nothing has changed.
+        """
         version = self._version(
             upload,
             candidate.digest,
@@ -215,7 +249,10 @@ class ArtifactStore:
 
     def _write(self, name: str, record: _Name) -> None:
         content = msgspec.json.format(msgspec.json.encode(record)) + b"\n"
-        write_atomically(self._names_dir / f"{name}.json", content)
+        try:
+            write_atomically(self._names_dir / f"{name}.json", content)
+        except OSError as error:
+            raise _cannot_store(name, error) from error
 
     async def verify(self, artifact: Artifact) -> None:
         """Compare the stored code with its checksum.
@@ -289,6 +326,7 @@ class ArtifactStore:
 
         :raises ArtifactNotFoundError: there is none. :raises ArtifactInUseError: one is used.
         """
+        self._refuse_unreadable(name)
         record = self._names.get(name)
         wanted = [
             self._artifacts[name, v.version]
@@ -314,8 +352,19 @@ class ArtifactStore:
         self._write(artifact.name, _Name(next_version=record.next_version, versions=left))
         self._names[artifact.name] = _Name(next_version=record.next_version, versions=left)
         del self._artifacts[artifact.name, artifact.version]
-        with contextlib.suppress(OSError):
-            self.unstage(artifact.digest)
+        self._remove_unused(artifact.digest)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _cannot_store(name: str, error: OSError) -> ArtifactError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return ArtifactError(
+        f"artifact {name!r} cannot be stored: {error.strerror or error} ({error.filename})",
+        code="resource_exhausted" if full else "failed_precondition",
+    )
 
 
 def _known(names: Mapping[str, _Name]) -> str:

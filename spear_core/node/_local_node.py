@@ -77,7 +77,7 @@ class LocalNode(NodeApi):
         self._logs = logs
         self._executor = executor
         self._config = config
-        self._deploying = trio.Lock()
+        self._deleting = trio.Lock()
         self._stopping = False
 
     def stop_accepting(self) -> None:
@@ -169,18 +169,22 @@ class LocalNode(NodeApi):
         runtime, shape = self._recognise(upload)
         reusable = shape in self._services.runtime_specs()[runtime].reusable_shapes
         reuse = upload.reuse if upload.reuse is not None else reusable
-        async with self._deploying:
-            digest, _ = await trio.to_thread.run_sync(self._artifacts.stage, upload)
-            try:
+        digest = await self._artifacts.stage(upload)
+        try:
+            candidate, exists = self._artifacts.candidate(
+                upload, digest, runtime=runtime, shape=shape, reuse=reuse
+            )
+            if not exists:
+                await (await self._services.runtime(runtime)).prepare(candidate)
+                # Somebody else may have deployed under this name meanwhile.
                 candidate, exists = self._artifacts.candidate(
                     upload, digest, runtime=runtime, shape=shape, reuse=reuse
                 )
-                if exists:
-                    return self._artifacts.info(candidate)
-                await (await self._services.runtime(runtime)).prepare(candidate)
-                return self._artifacts.commit(upload, candidate)
-            finally:
-                self._artifacts.unstage(digest)
+            if exists:
+                return self._artifacts.info(candidate)
+            return self._artifacts.commit(upload, candidate)
+        finally:
+            self._artifacts.unstage(digest)
 
     def _recognise(self, upload: ArtifactUpload) -> tuple[str, str]:
         """The runtime and the shape for an upload."""
@@ -204,11 +208,12 @@ class LocalNode(NodeApi):
         return self._artifacts.all()
 
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
-        async with self._deploying:
+        async with self._deleting:
             wanted = self._artifacts.deletable(name, version)
             for artifact in wanted:
                 await self._executor.undeploy(artifact)
-            for artifact in self._artifacts.deletable(name, version):
+                # A task may have come for it meanwhile; then this raises and it stays.
+                self._artifacts.deletable(name, artifact.version)
                 self._artifacts.delete(artifact)
         return len(wanted)
 

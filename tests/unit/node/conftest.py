@@ -137,14 +137,15 @@ def artifacts(tmp_path: Path) -> ArtifactStore:
 
 
 @pytest.fixture
-def add_artifact(artifacts: ArtifactStore) -> Callable[..., Artifact]:
-    def add(name: str = "f", *, content: bytes = b"code", reuse: bool = True) -> Artifact:
+def add_artifact(artifacts: ArtifactStore) -> Callable[..., Awaitable[Artifact]]:
+    async def add(name: str = "f", *, content: bytes = b"code", reuse: bool = True) -> Artifact:
         upload = ArtifactUpload(name=name, filename="f.py", content=content)
-        digest, _ = artifacts.stage(upload)
+        digest = await artifacts.stage(upload)
         candidate, _ = artifacts.candidate(
             upload, digest, runtime="steered", shape="s", reuse=reuse
         )
         artifacts.commit(upload, candidate)
+        artifacts.unstage(digest)
         return artifacts.resolve(name)[0]
 
     return add

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from spear_core.api import Artifact, ArtifactUpload, IsolationLevel, Limits
 from spear_core.errors import (
     ArtifactCorruptError,
+    ArtifactError,
     ArtifactInUseError,
     ArtifactNotFoundError,
     InvalidRequestError,
@@ -38,11 +40,11 @@ def test_a_malformed_function_is_refused(text: str) -> None:
         parse_function(text)
 
 
-def test_versions_count_up_and_the_latest_is_meant(
-    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+async def test_versions_count_up_and_the_latest_is_meant(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
-    first = add_artifact(content=b"one")
-    second = add_artifact(content=b"two")
+    first = await add_artifact(content=b"one")
+    second = await add_artifact(content=b"two")
     assert (first.version, second.version) == (1, 2)
     assert artifacts.resolve("f")[0] == second
     assert artifacts.resolve("f@1:go") == (first, "go")
@@ -54,17 +56,17 @@ def test_versions_count_up_and_the_latest_is_meant(
         artifacts.resolve("g")
 
 
-def test_the_same_code_with_the_same_settings_is_the_same_version(
-    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+async def test_the_same_code_with_the_same_settings_is_the_same_version(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
-    add_artifact(content=b"one")
+    await add_artifact(content=b"one")
     for upload, exists in [
         (ArtifactUpload(name="f", filename="f.py", content=b"one"), True),
         (ArtifactUpload(name="f", filename="f.py", content=b"one", entry="e"), False),
         (ArtifactUpload(name="f", filename="f.py", content=b"one", env={"A": "1"}), False),
         (ArtifactUpload(name="g", filename="f.py", content=b"one"), False),
     ]:
-        digest, _ = artifacts.stage(upload)
+        digest = await artifacts.stage(upload)
         candidate, found = artifacts.candidate(
             upload, digest, runtime="steered", shape="s", reuse=True
         )
@@ -72,7 +74,7 @@ def test_the_same_code_with_the_same_settings_is_the_same_version(
         assert candidate.version == (2 if not exists and upload.name == "f" else 1)
 
 
-def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
+async def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
     upload = ArtifactUpload(
         name="f",
         filename="f.sh",
@@ -86,33 +88,39 @@ def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
         executable=True,
     )
     store = ArtifactStore(tmp_path, warn=pytest.fail)
-    digest, path = store.stage(upload)
+    digest = await store.stage(upload)
     candidate, _ = store.candidate(upload, digest, runtime="r", shape="s", reuse=True)
     store.commit(upload, candidate)
-    assert path.stat().st_mode & 0o777 == 0o500
+    store.unstage(digest)
+    assert candidate.path.stat().st_mode & 0o777 == 0o500
 
     again = ArtifactStore(tmp_path, warn=pytest.fail)
     assert again.resolve("f")[0] == candidate
     assert again.all() == store.all()
 
 
-def test_an_unreadable_name_is_left_out_and_named(
-    tmp_path: Path, artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+async def test_an_unreadable_name_is_left_out_and_named(
+    tmp_path: Path, artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
-    add_artifact("good")
-    add_artifact("bad")
+    await add_artifact("good")
+    await add_artifact("bad")
     (tmp_path / "artifacts/names/bad.json").write_bytes(b'{"next_version": 2, "vers')
     warnings: list[str] = []
     store = ArtifactStore(tmp_path / "artifacts", warn=warnings.append)
     assert [info.name for info in store.all()] == ["good"]
     assert len(warnings) == 1
     assert "'bad'" in warnings[0]
+    with pytest.raises(ArtifactCorruptError, match=r"bad\.json"):
+        store.resolve("bad")
+    with pytest.raises(ArtifactCorruptError, match=r"bad\.json"):
+        await store.stage(ArtifactUpload(name="bad", filename="f.py", content=b""))
+    assert (tmp_path / "artifacts/names/bad.json").read_bytes().endswith(b"vers")
 
 
-def test_an_artifact_in_use_is_not_deleted(
-    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+async def test_an_artifact_in_use_is_not_deleted(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
-    first, second = add_artifact(content=b"one"), add_artifact(content=b"two")
+    first, second = await add_artifact(content=b"one"), await add_artifact(content=b"two")
     artifacts.use(first)
     with pytest.raises(ArtifactInUseError, match="1 unfinished task;"):
         artifacts.deletable("f", None)
@@ -121,22 +129,22 @@ def test_an_artifact_in_use_is_not_deleted(
     assert artifacts.deletable("f", None) == [first, second]
 
 
-def test_a_deleted_version_takes_its_code_along_but_its_number_is_not_given_again(
-    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+async def test_a_deleted_version_takes_its_code_along_but_its_number_is_not_given_again(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
-    first, second = add_artifact(content=b"one"), add_artifact(content=b"two")
+    first, second = await add_artifact(content=b"one"), await add_artifact(content=b"two")
     artifacts.delete(second)
     assert not second.path.exists()
     assert first.path.exists()
-    assert add_artifact(content=b"three").version == 3
+    assert (await add_artifact(content=b"three")).version == 3
     with pytest.raises(ArtifactNotFoundError):
         artifacts.deletable("f", 2)
 
 
-def test_code_that_two_names_share_stays_until_both_are_gone(
-    artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+async def test_code_that_two_names_share_stays_until_both_are_gone(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
-    one, other = add_artifact("one"), add_artifact("other")
+    one, other = await add_artifact("one"), await add_artifact("other")
     assert one.path == other.path
     artifacts.delete(one)
     assert other.path.exists()
@@ -146,9 +154,9 @@ def test_code_that_two_names_share_stays_until_both_are_gone(
 
 @pytest.mark.parametrize("size", [10, 1_000_000])
 async def test_changed_code_is_noticed(
-    size: int, artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+    size: int, artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
-    artifact = add_artifact(content=b"x" * size)
+    artifact = await add_artifact(content=b"x" * size)
     await artifacts.verify(artifact)
     artifact.path.chmod(0o600)
     artifact.path.write_bytes(b"y" * size)
@@ -160,12 +168,33 @@ async def test_changed_code_is_noticed(
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "-a", "../a", "a/b", "x" * 101, "ä"])
-def test_bad_names_are_refused(artifacts: ArtifactStore, bad: str) -> None:
+async def test_bad_names_are_refused(artifacts: ArtifactStore, bad: str) -> None:
     with pytest.raises(InvalidRequestError, match="artifact name"):
-        artifacts.stage(ArtifactUpload(name=bad, filename="f", content=b""))
+        await artifacts.stage(ArtifactUpload(name=bad, filename="f", content=b""))
 
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "a\0b"])
-def test_bad_file_names_are_refused(artifacts: ArtifactStore, bad: Any) -> None:
+async def test_bad_file_names_are_refused(artifacts: ArtifactStore, bad: Any) -> None:
     with pytest.raises(InvalidRequestError, match="file name"):
-        artifacts.stage(ArtifactUpload(name="f", filename=bad, content=b""))
+        await artifacts.stage(ArtifactUpload(name="f", filename=bad, content=b""))
+
+
+async def test_code_that_is_being_deployed_twice_stays_until_the_last_has_given_up(
+    artifacts: ArtifactStore, tmp_path: Path
+) -> None:
+    upload = ArtifactUpload(name="f", filename="f.py", content=b"one")
+    digest = await artifacts.stage(upload)
+    assert await artifacts.stage(attrs.evolve(upload, name="g")) == digest
+    artifacts.unstage(digest)
+    assert (tmp_path / "artifacts/code" / digest / "f.py").exists()
+    artifacts.unstage(digest)
+    assert not (tmp_path / "artifacts/code" / digest).exists()
+
+
+async def test_a_disk_that_cannot_be_written_is_named(
+    artifacts: ArtifactStore, tmp_path: Path
+) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts/code").write_text("in the way")
+    with pytest.raises(ArtifactError, match=r"'f' cannot be stored: .*artifacts/code"):
+        await artifacts.stage(ArtifactUpload(name="f", filename="f.py", content=b"one"))

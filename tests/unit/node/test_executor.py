@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ def open_bench(
     source: Any,
     artifacts: ArtifactStore,
     tasks: TaskTable,
-    add_artifact: Callable[..., Artifact],
+    add_artifact: Callable[..., Awaitable[Artifact]],
     log: logging.Logger,
 ) -> Callable[..., Any]:
     @asynccontextmanager
@@ -66,7 +66,7 @@ def open_bench(
         async with open_executor(
             source, artifacts, tasks, config, node_id="n-1", log=log
         ) as executor:
-            yield Bench(executor, tasks, add_artifact(reuse=reuse))
+            yield Bench(executor, tasks, await add_artifact(reuse=reuse))
 
     return open_it
 
@@ -249,7 +249,7 @@ async def test_a_caller_that_goes_away_cancels_its_task(open_bench: Any, runtime
 
 
 async def test_output_over_the_artifacts_limit_is_an_error(
-    open_bench: Any, artifacts: ArtifactStore, add_artifact: Callable[..., Artifact]
+    open_bench: Any, artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
     async with open_bench(max_output_bytes=10) as bench:
         assert (await bench.run(b"x" * 10)).state is TaskState.COMPLETED

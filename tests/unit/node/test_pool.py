@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,14 +22,14 @@ PoolMaker = Callable[..., Any]
 
 @pytest.fixture
 def open_pool(
-    runtime: Any, add_artifact: Callable[..., Artifact], log: logging.Logger
+    runtime: Any, add_artifact: Callable[..., Awaitable[Artifact]], log: logging.Logger
 ) -> PoolMaker:
     @asynccontextmanager
     async def open_it(**config: int) -> AsyncIterator[InstancePool]:
         numbers = itertools.count(1)
         async with open_background() as background:
             yield InstancePool(
-                add_artifact(),
+                await add_artifact(),
                 runtime,
                 PoolConfig(**config),
                 background=background,
