@@ -13,6 +13,7 @@ import trio
 
 from spear_core.api._plugin import PluginContext
 from spear_core.api._runtime import Capability
+from spear_core.errors import ChannelBrokenError
 
 __all__ = [
     "Channel",
@@ -141,8 +142,6 @@ class Channel(trio.abc.AsyncResource):
         :meth:`send` and :meth:`receive`, and :exc:`~spear_core.errors.ChannelBrokenError` when the
         channel ends before the answer. **Cancellation**: the request may have been sent.
         """
-        from spear_core.errors import ChannelBrokenError
-
         await self.send(request)
         while True:
             try:

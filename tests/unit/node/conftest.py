@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,11 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
 
     @asynccontextmanager
     async def open_it(
-        spearlet: SpearletConfig | None = None, *, state_dir: Path = tmp_path / "state"
+        spearlet: SpearletConfig | None = None,
+        *,
+        state_dir: Path = tmp_path / "state",
+        hostcalls: Mapping[str, Owned[Any]] | None = None,
+        configs: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Node]:
         spec = RuntimeSpec(
             name="steered",
@@ -185,10 +189,14 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
             reusable_shapes=frozenset({"s"}),
         )
         loaded = load_plugins(only=[])
-        plugins = attrs.evolve(loaded, runtimes={"steered": Owned(spec, "runtime-steered")})
+        plugins = attrs.evolve(
+            loaded,
+            runtimes={"steered": Owned(spec, "runtime-steered")},
+            hostcalls=hostcalls or {},
+        )
         settings = NodeSettings(
             spearlet=spearlet or SpearletConfig(),
-            plugins={"runtime-steered": {NoConfig: NoConfig()}},
+            plugins={"runtime-steered": {NoConfig: NoConfig()}, **(configs or {})},
         )
         async with open_node(settings, plugins, state_dir=state_dir, serve=False) as node:
             yield node
