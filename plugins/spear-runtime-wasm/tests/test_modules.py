@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
-from spear_core.errors import InstanceStartError, UnsupportedArtifactError
+from spear_core.errors import InstanceStartError, RuntimeFault, UnsupportedArtifactError
 from spear_runtime_wasm._config import WasmConfig
 from spear_runtime_wasm._runtime import open_wasm_runtime
 
@@ -71,6 +72,22 @@ async def test_imports_that_cannot_be_met(
     assert message in await refusal(runtime, artifact)
 
 
+async def test_modules_that_compile_but_cannot_live_in_the_pool(
+    runtime: Any, make_artifact: Any
+) -> None:
+    many = make_artifact(f"(module {'(table 1 funcref)' * 5} {START})")
+    assert "tables" in await refusal(runtime, many)
+    large = make_artifact(f"(module (table 1000000 funcref) {START})")
+    assert "1000000" in await refusal(runtime, large)
+
+
+async def test_code_that_is_gone(runtime: Any, make_artifact: Any) -> None:
+    artifact = make_artifact(f"(module {START})")
+    artifact.path.unlink()
+    with pytest.raises(RuntimeFault, match="cannot be read"):
+        await runtime.prepare(artifact)
+
+
 async def test_modules_above_the_size_limit(context: Any, make_artifact: Any) -> None:
     artifact = make_artifact(HEADER + b"\0" * 100)
     async with open_wasm_runtime(context, WasmConfig(max_module_bytes=50)) as runtime:
@@ -89,6 +106,21 @@ async def test_a_bad_module_does_not_stay_in_the_way(guests: Any) -> None:
             async with guests.open(HEADER + b"\x99garbage"):
                 pass
     assert (await guests.run(f"(module {START})")).error is None
+
+
+async def test_a_module_evicted_while_it_is_loaded_is_loaded_again(
+    context: Any, guests: Any
+) -> None:
+    async with open_wasm_runtime(context, WasmConfig(max_loaded_modules=1)) as runtime:
+        guests.runtime = runtime
+
+        async def run(number: int) -> None:
+            response = await guests.run(f"(module {START} (func $f{number}))")
+            assert response.error is None
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(run, number)
 
 
 async def test_loaded_modules_are_dropped_when_there_are_too_many(

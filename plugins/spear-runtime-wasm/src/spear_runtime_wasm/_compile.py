@@ -26,7 +26,10 @@ async def compile_file(path: Path, name: str, config: WasmConfig) -> bytes:
     **Raises** UnsupportedArtifactError when the module is malformed, too large or too dear to
     compile, RuntimeFault when the compiler could not run. **Cancellation**: kills the compiler.
     """
-    size = (await trio.Path(path).stat()).st_size
+    try:
+        size = (await trio.Path(path).stat()).st_size
+    except OSError as exc:
+        raise RuntimeFault(f"{name}: its code cannot be read: {exc}") from exc
     if size > config.max_module_bytes:
         raise UnsupportedArtifactError(
             f"{name}: {size} bytes, and max_module_bytes is {config.max_module_bytes}"
@@ -35,13 +38,13 @@ async def compile_file(path: Path, name: str, config: WasmConfig) -> bytes:
         sys.executable, "-I", "-S", _compile_child.__file__, str(library_path()), str(path),
         str(config.compile_cpu_seconds), str(config.compile_memory_bytes),
     ]  # fmt: skip
-    done = await trio.run_process(
-        command,
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-        env={"MALLOC_ARENA_MAX": "2", "PATH": os.defpath},
-    )
+    environment = {"MALLOC_ARENA_MAX": "2", "PATH": os.defpath}
+    try:
+        done = await trio.run_process(
+            command, capture_stdout=True, capture_stderr=True, check=False, env=environment
+        )
+    except OSError as exc:
+        raise RuntimeFault(f"{name}: the compiler cannot be started: {exc}") from exc
     if done.returncode == 0:
         return bytes(done.stdout)
     raise _failure(name, done, config)

@@ -267,10 +267,9 @@ class OpenInstance:
 
     async def __aenter__(self) -> WasmInstance:
         spec, store = self._spec, self._store
-        module = store.get(spec.artifact.digest)
-        if module is None:
+        while (module := store.get(spec.artifact.digest)) is None:  # it may be evicted meanwhile
             try:
-                module = await store.load(spec.artifact)
+                await store.load(spec.artifact)
             except SpearError as exc:
                 raise InstanceStartError(f"{spec.artifact.ref}: {exc}") from exc
         module.users += 1

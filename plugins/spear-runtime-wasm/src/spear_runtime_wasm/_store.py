@@ -12,11 +12,12 @@ from functools import partial
 import trio
 
 from spear_core.api import Artifact, PluginContext
-from spear_core.errors import RuntimeUnavailableError, SpearError
+from spear_core.errors import RuntimeUnavailableError, SpearError, UnsupportedArtifactError
 
 from ._cache import ImageCache
 from ._compile import compile_file
 from ._config import WasmConfig
+from ._failures import one_line
 from ._ffi import EngineError, config_digest
 from ._fiber import FiberDriver
 from ._hogs import HogPool
@@ -71,11 +72,7 @@ class ModuleStore:
         try:
             async with lock:
                 module = self.get(digest)
-                if module is None:
-                    module = await self._load(artifact)
-                    self._loaded[digest] = module
-                    self._evict()
-                return module
+                return await self._load(artifact) if module is None else module
         finally:
             if not lock.statistics().tasks_waiting and self._busy.get(digest) is lock:
                 del self._busy[digest]
@@ -93,15 +90,22 @@ class ModuleStore:
         cache = self._open_cache()
         image = await trio.to_thread.run_sync(cache.load, digest)
         if image is not None:
-            machine = await self._open_machine()
-            try:
-                return await trio.to_thread.run_sync(LoadedModule, machine.host, image, name)
-            except EngineError:
-                image = None  # made on another machine: compile it for this one
+            with contextlib.suppress(EngineError):  # made on another machine: compile it for this
+                return await self._instantiable(digest, image, name)
         image = await self._compile(artifact)
+        try:
+            module = await self._instantiable(digest, image, name)
+        except EngineError as exc:
+            raise UnsupportedArtifactError(f"{name}: {one_line(str(exc))}") from None
+        await trio.to_thread.run_sync(cache.store, digest, image)
+        return module
+
+    async def _instantiable(self, digest: str, image: bytes, name: str) -> LoadedModule:
+        """The image in memory, and from now on among the loaded modules."""
         machine = await self._open_machine()
         module = await trio.to_thread.run_sync(LoadedModule, machine.host, image, name)
-        await trio.to_thread.run_sync(cache.store, digest, image)
+        self._loaded[digest] = module
+        self._evict()
         return module
 
     async def _compile(self, artifact: Artifact) -> bytes:
