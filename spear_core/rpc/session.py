@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,6 +29,8 @@ from spear_core.errors import (
     TaskCancelledError,
 )
 from spear_core.rpc._assembly import Assembler, TooLarge
+from spear_core.rpc._outbox import Outbox
+from spear_core.rpc._pending import Pending
 from spear_core.rpc._serving import Call, Job, Payload, Reply, Servants
 from spear_core.rpc._stream import Stream
 from spear_core.rpc.codec import (
@@ -45,8 +46,6 @@ __all__ = ["Call", "Reply", "Session", "SessionLimits", "Stream", "open_session"
 
 CHUNK = 256 << 10
 """A larger payload goes in pieces of this size, so that it does not hold up the line."""
-_OUTBOX = 1024
-"""Short messages that may wait because the peer does not read; one more ends the session."""
 _CLOSE_GRACE_S = 2.0
 
 _log = logging.getLogger("spear.rpc")
@@ -71,38 +70,11 @@ class SessionLimits:
     """The peer's streams under way at the same time; each may hold 256 KiB."""
 
 
-class _Pending:
-    """A request of ours, and the task that waits for its answer."""
-
-    __slots__ = ("answer", "task")
-
-    def __init__(self) -> None:
-        self.task: trio.lowlevel.Task | None = None
-        self.answer: Reply | Exception | None = None
-
-    def settle(self, answer: Reply | Exception) -> None:
-        if self.answer is None:
-            self.answer = answer
-            if self.task is not None:
-                trio.lowlevel.reschedule(self.task)
-                self.task = None
-
-    async def wait(self) -> Reply:
-        if self.answer is None:
-            self.task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort)
-        if isinstance(self.answer, Reply):
-            return self.answer
-        assert self.answer is not None
-        raise self.answer
-
-    def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self.task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-
 class Session:
-    """One end of the protocol; made by :func:`open_session`."""
+    """One end of the protocol; made by :func:`open_session`.
+
+    It has more methods than a class should: one for each kind of message, all on one state.
+    """
 
     def __init__(
         self,
@@ -121,14 +93,13 @@ class Session:
         self._limits = limits
         self._next_id = 2 if initiator else 1
         self._peer_parity = 1 if initiator else 0
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
         self._servants = Servants(self._respond)
         self._streams: dict[int, Stream] = {}
         self._assembler = Assembler(max_message=limits.max_message, max_total=limits.max_assembling)
         self._pings: dict[bytes, trio.Event] = {}
         self._notice_turn = trio.Lock()
-        self._outbox: deque[Message] = deque()
-        self._posted = trio.lowlevel.ParkingLot()
+        self._outbox = Outbox(channel, self._unread)
         self._background = trio.CancelScope(shield=True)
         self._going = False
         self._peer_going = ""
@@ -162,7 +133,7 @@ class Session:
         """
         head = encode_small_head({"method": method, "args": args or {}})
         id_ = self._new_id()
-        pending = self._pending[id_] = _Pending()
+        pending = self._pending[id_] = Pending()
         try:
             await self._send(MessageKind.REQUEST, id_, 0, head, payload)
             return await pending.wait()
@@ -211,6 +182,8 @@ class Session:
             await self._send(MessageKind.NOTICE, 0, 0, head, payload)
             return
         async with self._notice_turn:  # they all have the id 0, so their pieces may not mix
+            await self._outbox.wait_empty()  # the CANCEL of an earlier one goes first
+            self._check_open()
             try:
                 await self._send(MessageKind.NOTICE, 0, 0, head, payload)
             except trio.Cancelled:
@@ -298,10 +271,10 @@ class Session:
         """Send from a place that cannot wait."""
         if self._closed.is_set():
             return
-        self._outbox.append(message)
-        self._posted.unpark()
-        if len(self._outbox) > _OUTBOX:
-            self._end("the other side asks and does not read the answers")
+        self._outbox.post(message)
+
+    def _unread(self) -> None:
+        self._end("the other side asks and does not read the answers")
 
     def _post_error(self, id_: int, error: SpearError) -> None:
         self._post(Message(MessageKind.RESPONSE, id_, MessageFlag.ERROR, error_to_head(error)))
@@ -315,7 +288,7 @@ class Session:
         try:
             with self._background:
                 async with trio.open_nursery() as background:
-                    background.start_soon(self._write_posted)
+                    background.start_soon(self._outbox.run)
                     reason = await self._read()
                     self._end(reason)
         finally:
@@ -334,15 +307,6 @@ class Session:
             return "the other side has closed the connection"
         except ChannelError as exc:
             return exc.message
-
-    async def _write_posted(self) -> None:
-        while True:
-            while self._outbox:
-                try:
-                    await self._channel.send(self._outbox.popleft())
-                except ChannelError:
-                    return  # the reader finds out why
-            await self._posted.park()
 
     def _end(self, reason: str, *, ours: bool = False) -> None:
         """Nothing goes on from here: fail what waits, cancel what runs. Does no more than that."""

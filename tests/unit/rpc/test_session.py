@@ -172,6 +172,21 @@ async def test_large_notices_do_not_mix(open_sides: OpenSides) -> None:
     assert all(set(call.payload) == {call.args["n"] % 5} for call in got)
 
 
+async def test_a_notice_that_was_cut_does_not_spoil_the_next() -> None:
+    got: list[Call] = []
+    near, far = local_pair()
+    async with (
+        open_session(far, initiator=False, on_notice=got.append),
+        open_session(near, initiator=True) as client,
+    ):
+        for n in range(20):
+            with trio.move_on_after(n * 0.0001):
+                await client.notify("cut", {}, LARGE)
+            await client.notify("whole", {"n": n}, LARGE[:300_000])
+        await client.ping()
+    assert [call.args["n"] for call in got if call.method == "whole"] == list(range(20))
+
+
 async def test_a_failing_observer_hurts_nobody(
     open_sides: OpenSides, caplog: pytest.LogCaptureFixture
 ) -> None:
