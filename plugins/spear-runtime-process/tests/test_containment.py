@@ -242,7 +242,7 @@ async def test_a_killed_monitor_takes_the_guest_with_it(
             async def kill() -> None:
                 while not (hostcalls.lines() and marked("spear-test-unwatched")):
                     await trio.sleep(0.01)
-                os.kill(instance.statistics().pid, signal.SIGKILL)
+                os.kill(instance._guest.process.pid, signal.SIGKILL)
 
             nursery.start_soon(kill)
             with trio.fail_after(10):

@@ -91,7 +91,7 @@ class AgentInstance(Instance):
             raise InstanceLostError(self._reason)
         self._executions += 1
         self._running = self._latest = request.execution_id
-        before = self._guest.cheap_cpu_seconds()
+        before = self._guest.own_cpu_seconds()
         finished = False
         try:
             if self._plan.bounds.cpu is None:
@@ -109,7 +109,7 @@ class AgentInstance(Instance):
             if not finished:
                 await self._stop()
         self._drain()
-        after = self._guest.cheap_cpu_seconds()
+        after = self._guest.own_cpu_seconds()
         used = None if before is None or after is None else after - before
         return self._complete(response, used)
 
@@ -213,7 +213,7 @@ class AgentInstance(Instance):
             executions=self._executions,
             cpu_seconds=self._guest.cpu_seconds(),
             memory_bytes=self._guest.memory_bytes(),
-            pid=self._guest.process.pid,
+            pid=self._guest.pid,
         )
 
     # the watch
@@ -225,7 +225,8 @@ class AgentInstance(Instance):
         with trio.move_on_after(_EXIT_STATUS_SECONDS):
             ended = await self._guest.process.wait()
             self._drain()
-            self.fail(self._guest.explain(ended, self.stderr.tail).message)
+            if not self._failed.is_set():
+                self.fail(self._guest.explain(ended, self.stderr.tail).message)
         await channel.aclose()
 
 

@@ -162,5 +162,5 @@ class CommandInstance(Instance):
             executions=self._executions,
             cpu_seconds=self._cpu,
             memory_bytes=guest.memory_bytes() if guest else None,
-            pid=guest.process.pid if guest else None,
+            pid=guest.pid if guest else None,
         )

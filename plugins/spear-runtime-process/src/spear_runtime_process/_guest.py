@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import shutil
-import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,8 @@ class Guest:
 
     name: str
     process: Process
+    wrapped: bool
+    """Whether the guest runs below another process that makes its namespaces."""
     bounds: Bounds
     stdout: trio.lowlevel.FdStream
     stderr: trio.lowlevel.FdStream
@@ -79,6 +80,11 @@ class Guest:
             "in the kernel on a file system or device"
         )
 
+    def close(self) -> None:
+        """Its descriptors are closed: their numbers may soon be another's and aren't used again."""
+        self._report = -1
+        self.process.close()
+
     def cpu_seconds(self) -> float:
         """What the tree has used so far."""
         if self._cgroup is not None and (used := self._cgroup.usage().cpu_seconds) is not None:
@@ -86,14 +92,9 @@ class Guest:
         pid = self.process.pid
         return tree.cpu_seconds([pid, *tree.descendants(pid)])
 
-    def cheap_cpu_seconds(self) -> float | None:
-        """What the process itself has used; one system call."""
-        if self.process.monitored:
-            return None
-        try:
-            return time.clock_gettime((~self.process.pid << 3) | 2)
-        except OSError:
-            return None
+    def own_cpu_seconds(self) -> float | None:
+        """What the guest's first process has used; one system call."""
+        return None if self.wrapped else tree.own_cpu_seconds(self.pid)
 
     def memory_bytes(self) -> int | None:
         """What the tree has in memory now."""
@@ -127,12 +128,25 @@ class Guest:
             await trio.sleep(_WATCH_SECONDS)
         self.kill()
 
+    def _read_report(self) -> tuple[str, str]:
+        """What the monitor has told so far: the guest's own process id, and what it exceeded."""
+        with contextlib.suppress(OSError):  # nothing there, or closed by now
+            self._reported += os.read(self._report, 200).decode()
+        pid, _, exceeded = self._reported.partition("\n")
+        return pid, exceeded
+
+    @property
+    def pid(self) -> int:
+        """The guest's own process id, also where a monitor stands for it."""
+        if not self.process.monitored:
+            return self.process.pid
+        pid = self._read_report()[0]
+        return int(pid) if pid else self.process.pid
+
     def _broken_limit(self, said: str) -> ErrorInfo | None:
         """The limit for which the guest was ended, if it was one."""
         bounds = self.bounds
-        with contextlib.suppress(BlockingIOError):
-            self._reported += os.read(self._report, 200).decode()
-        reported = self._reported.partition(" ")[0]
+        reported = self._read_report()[1].partition(" ")[0]
         kind = "limit"
         if (
             reported == "memory"
@@ -222,14 +236,40 @@ def _make_cgroup(spec: GuestSpec, confiner: Confiner) -> Cgroup | None:
     if groups is None or not spec.plan.cgroups:
         return None
     bounds = spec.plan.bounds if spec.plan.limits else None
-    try:
-        return groups.create(
-            str(next(_numbers)),
-            memory=bounds.memory if bounds else None,
-            processes=bounds.processes if bounds else None,
-        )
-    except OSError as exc:
-        raise InstanceStartError(f"cannot make the guest's control group: {exc}") from exc
+    return groups.create(
+        str(next(_numbers)),
+        memory=bounds.memory if bounds else None,
+        processes=bounds.processes if bounds else None,
+    )
+
+
+@attrs.frozen
+class _Pipes:
+    """Both ends of a guest's pipes; each side's are closed by that side's stack."""
+
+    stdout: trio.lowlevel.FdStream
+    stderr: trio.lowlevel.FdStream
+    report: int
+    theirs: tuple[int, int, int]
+
+    @classmethod
+    def make(cls, ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> _Pipes:
+        """Raises: OSError, when there are too many open files."""
+        reading, writing = [], []
+        with contextlib.ExitStack() as unfinished:
+            for _ in range(3):
+                read, write = os.pipe2(os.O_CLOEXEC)
+                reading.append(read)
+                writing.append(write)
+                unfinished.callback(os.close, read)
+                theirs.callback(os.close, write)
+            unfinished.pop_all()
+        stdout, stderr = (trio.lowlevel.FdStream(read) for read in reading[:2])
+        ours.callback(stdout.close)
+        ours.callback(stderr.close)
+        ours.callback(os.close, reading[2])
+        os.set_blocking(reading[2], False)
+        return cls(stdout, stderr, reading[2], (writing[0], writing[1], writing[2]))
 
 
 @contextlib.asynccontextmanager
@@ -241,44 +281,42 @@ async def open_guest(
     `stdin` is closed as soon as the guest has it. Raises: InstanceStartError when it can't be
     started; that it could not execute its program shows in its exit.
     """
-    cgroup = _make_cgroup(spec, confiner)
-    try:
-        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+    async with contextlib.AsyncExitStack() as groups:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             theirs.callback(os.close, stdin)
-            environment = memory_file(json.dumps(_environment(spec, scratch)).encode())
-            theirs.callback(os.close, environment)
-            pairs = [os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) for _ in range(3)]
-            for _, write in pairs:
-                theirs.callback(os.close, write)
-            for write in (pairs[0][1], pairs[1][1]):
-                os.set_blocking(write, True)
-            streams = [trio.lowlevel.FdStream(read) for read, _ in pairs[:2]]
-            for stream in streams:
-                ours.callback(stream.close)
-            report = pairs[2][0]
-            ours.callback(os.close, report)
+            try:
+                cgroup = _make_cgroup(spec, confiner)
+                if cgroup is not None:
+                    groups.push_async_callback(_end_cgroup, cgroup)
+                environment = memory_file(json.dumps(_environment(spec, scratch)).encode())
+                theirs.callback(os.close, environment)
+                pipes = _Pipes.make(ours, theirs)
+            except OSError as exc:
+                raise InstanceStartError(f"cannot start {spec.artifact.ref}: {exc}") from exc
             request = _request(spec, confiner, scratch, cgroup)
-            output, errors, reporting = (write for _, write in pairs)
+            output, errors, report = pipes.theirs
             descriptors = [stdin, output, errors, environment]
             if "monitor" in request:
-                descriptors.append(reporting)
+                descriptors.append(report)
             process = await launcher.spawn(request, descriptors)
             theirs.close()
-            ours.callback(process.close)
             guest = Guest(
                 name=spec.artifact.ref,
                 process=process,
+                wrapped=spec.plan.namespaces,
                 bounds=spec.plan.bounds,
-                stdout=streams[0],
-                stderr=streams[1],
+                stdout=pipes.stdout,
+                stderr=pipes.stderr,
                 cgroup=cgroup,
-                report=report,
+                report=pipes.report,
             )
+            ours.callback(guest.close)
             try:
                 yield guest
             finally:
                 await guest.end()
-    finally:
-        if cgroup is not None:
-            with trio.move_on_after(_END_SECONDS, shield=True):
-                await cgroup.end()
+
+
+async def _end_cgroup(cgroup: Cgroup) -> None:
+    with trio.move_on_after(_END_SECONDS, shield=True):
+        await cgroup.end()

@@ -89,7 +89,7 @@ class Process:
     exit: Exit | None = None
 
     def _send_signal(self, number: int) -> None:
-        if self.exit is None:
+        if self.exit is None and self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
@@ -114,7 +114,8 @@ class Process:
 
     def close(self) -> None:
         """Give back the pidfd."""
-        os.close(self.pidfd)
+        pidfd, self.pidfd = self.pidfd, -1
+        os.close(pidfd)
 
 
 @attrs.define(eq=False)

@@ -80,7 +80,8 @@ def _end_like(status: int) -> None:
 def supervise(limits: TreeLimits, report: int) -> None:
     """Fork; return in the child, the guest to be. The parent stays as its monitor and ends with it.
 
-    `report`, the highest open descriptor, gets one line with what was exceeded, if anything was.
+    `report`, the highest open descriptor, gets a line with the guest's process id, and another
+    with what was exceeded, if anything was.
     The monitor closes all below it, so that the guest's pipes end when the guest does.
     """
     confine.become_subreaper()
@@ -96,6 +97,7 @@ def supervise(limits: TreeLimits, report: int) -> None:
     os.closerange(0, report)
     with contextlib.suppress(OSError):  # against a fork bomb, where we may
         os.nice(-10)
+    os.write(report, f"{guest}\n".encode())
     status = _watch(guest, limits, report)
     tree.reap_all()
     _end_like(status)
