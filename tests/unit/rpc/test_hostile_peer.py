@@ -40,6 +40,10 @@ FATAL = {
     "the id of the connection": [Message(MessageKind.REQUEST, 0, 0, ECHO)],
     "an id under way": [Message(MessageKind.REQUEST, 2, 0, WAIT)] * 2,
     "an id that is being assembled": [Message(MessageKind.REQUEST, 2, MessageFlag.MORE, ECHO)] * 2,
+    "an id that is being assembled, whole": [
+        Message(MessageKind.REQUEST, 2, MessageFlag.MORE, WAIT),
+        Message(MessageKind.REQUEST, 2, 0, WAIT),
+    ],
     "an answer to what was never asked": [Message(MessageKind.RESPONSE, 1, 0, b"\x80")],
     "an answer to its own request": [Message(MessageKind.RESPONSE, 2, 0, b"\x80")],
     "an unknown critical kind": [Message(77, 0, MessageFlag.CRITICAL)],
