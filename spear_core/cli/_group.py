@@ -111,12 +111,14 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`spear COMMAND --help` says more about each, with examples.",
 )
 @click.version_option(__version__, "-V", "--version", message="spear %(version)s")
 @common_options(node=True)
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Run functions and agents: fast, isolated, close by.
 
     \b
@@ -125,3 +127,5 @@ def cli() -> None:
     spear deploy hello.py --name hello         ... give it the file
     spear invoke hello --input world           ... and call it
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())

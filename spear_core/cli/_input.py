@@ -42,9 +42,11 @@ class Input:
     def __init__(self, text: str | None, file: str | None) -> None:
         if text is not None and file is not None:
             raise click.UsageError("--input and --input-file cannot both be given")
-        if file not in (None, "-") and not Path(file).is_file():
-            what = "is not a file" if Path(file).exists() else "no such file"
-            raise click.UsageError(f"--input-file {file}: {what}")
+        if file not in (None, "-"):
+            path = Path(file)
+            if path.is_dir() or not path.exists():
+                what = "is a directory" if path.is_dir() else "no such file"
+                raise click.UsageError(f"--input-file {file}: {what}")
         self._text = text
         self._file = file
 

@@ -13,6 +13,9 @@ from spear_core.cli._errors import InterruptedBySignalError
 __all__ = ["Interrupt", "watch_interrupts"]
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Interrupt:
     """What a command puts its interruptible part into; made by :func:`watch_interrupts`."""
 
@@ -34,7 +37,11 @@ class Interrupt:
 
 @asynccontextmanager
 async def watch_interrupts() -> AsyncIterator[Interrupt]:
-    """The first SIGINT or SIGTERM cancels ``scope``; a second one ends the command at once."""
+    """The first SIGINT, SIGTERM or SIGHUP cancels ``scope``; a second one ends the command at once.
+
+    A signal that whoever started us has had ignored (``nohup``, a job in the background of a
+    script) stays ignored.
+    """
     interrupt = Interrupt()
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch, interrupt)
@@ -43,7 +50,11 @@ async def watch_interrupts() -> AsyncIterator[Interrupt]:
 
 
 async def _watch(interrupt: Interrupt, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    wanted = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+    if not wanted:
+        task_status.started()
+        return
+    with trio.open_signal_receiver(*wanted) as signals:
         task_status.started()
         interrupt.number = await anext(signals)
         interrupt.scope.cancel()

@@ -76,8 +76,8 @@ def test_a_deadline_stops_it(home: Any) -> None:
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_stops_the_guest(home: Any, number: int, status: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_stops_the_guest(home: Any, number: int) -> None:
     path = script(home, "#!/bin/sh\necho up >&2\nsleep 300 & sleep 300\n")
     process = popen(home, "run", path, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -85,9 +85,27 @@ def test_an_interrupt_stops_the_guest(home: Any, number: int, status: int) -> No
     below = psutil.Process(process.pid).children(recursive=True)
     assert below
     process.send_signal(number)
-    assert process.wait(10) == status
+    assert process.wait(10) == 128 + number
     assert b"interrupted; x.sh was stopped" in process.stderr.read()
     home.wait_until(lambda: home.gone(below), "the guest's processes are gone")
+
+
+def test_a_signal_that_is_ignored_stays_ignored(home: Any) -> None:
+    path = script(home, "#!/bin/sh\necho up >&2\nsleep 1\necho done\n")
+    process = popen(
+        home,
+        "run",
+        path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=10)[0] == b"done\n"
+    assert process.returncode == 0
 
 
 def test_nothing_is_left_behind(home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +128,23 @@ def test_without_a_stdin_the_input_is_empty(home: Any) -> None:
     )
     assert (closed.returncode, closed.stdout.strip()) == (0, b"0"), closed.stderr
     assert home.spear("run", path).out.strip() == "0"
+
+
+def test_input_from_a_process_substitution(home: Any) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{SPEAR} run {script(home, UPPER)} --input-file <(echo hi)"],
+        env=home.environ(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"HI\n")
+    missing = home.spear("run", "x.sh", "--input-file", "nothing")
+    assert (missing.status, missing.err.splitlines()[0]) == (
+        2,
+        "error: --input-file nothing: no such file",
+    )
 
 
 def test_a_terminal_is_not_waited_for(home: Any) -> None:

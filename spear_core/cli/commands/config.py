@@ -14,9 +14,12 @@ from spear_core.config import load_config
 from spear_core.plugins import load_plugins
 
 
-@click.group("config")
-def command() -> None:
+@click.group("config", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Check the configuration."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @command.command("check")
@@ -24,7 +27,9 @@ def command() -> None:
 @config_option
 @common_options()
 def check(file: Path | None, config: Path | None) -> None:
-    """Read the settings of the node and of every plugin, and report all that is wrong with them.
+    """Report everything that is wrong with the settings.
+
+    Reads those of the node and of every plugin, and names each mistake by its TOML path.
 
     \b
     spear config check

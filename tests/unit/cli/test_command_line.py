@@ -47,6 +47,13 @@ def test_help_shows_every_command(spear: Any) -> None:
             assert re.search(rf"^  {name} +{re.escape(line)}$", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize("arguments", [[], ["config"]])
+def test_without_a_command_there_is_help(spear: Any, arguments: list[str]) -> None:
+    told = spear(*arguments)
+    assert (told.code, told.err) == (0, "")
+    assert told.out == spear(*arguments, "--help").out
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_has_help_that_begins_as_the_list_says(spear: Any, name: str) -> None:
     told = spear(name, "--help")
