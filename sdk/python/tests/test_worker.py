@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from spear_sdk._execution import Execution
+from spear_sdk.testing import FakeContext
+
 REQUEST, RESPONSE, CANCEL, PING, PONG, GOAWAY, NOTICE = 3, 4, 7, 8, 9, 10, 11
 MORE, ERROR, STREAM, CRITICAL = 2, 4, 8, 128
 
@@ -89,6 +92,11 @@ def threaded():
 
 @function
 def call(x: bytes, ctx): return ctx.hostcall("a.b", x)
+
+@function
+def call_and_spin(ctx):
+    ctx.hostcall("a.b")
+    spin(ctx)
 
 @function
 def call_twice(ctx):
@@ -373,6 +381,16 @@ def test_shutdown_lets_the_running_execution_finish(node: Any) -> None:
     assert node.process.wait(5) == 0
 
 
+def test_shutdown_comes_after_what_was_accepted_before(node: Any) -> None:
+    first, second = node.request("spin"), node.request("count")
+    node.read_until("started")
+    node.send(NOTICE, 0, {"method": "shutdown", "args": {"grace_s": 5.0}})
+    node.send(CANCEL, first, {"reason": "enough"})
+    assert node.answer(first).flags == ERROR
+    assert node.answer(second).payload == b"0"
+    assert node.process.wait(5) == 0
+
+
 def test_goaway_ends_an_idle_worker(node: Any) -> None:
     node.output(payload=b"x")
     node.send(GOAWAY, 0, {})
@@ -452,6 +470,23 @@ def test_cancelling_ends_a_hostcall(node: Any) -> None:
     assert node.output(payload=b"next") == b"next"
 
 
+def test_a_cancellation_is_seen_after_a_hostcall(node: Any) -> None:
+    number = node.request("call_and_spin")
+    node.send(RESPONSE, node.receive().id, {}, b"answer")
+    node.read_until("started")
+    node.send(CANCEL, number, {"reason": "enough"})
+    assert node.answer(number).head["code"] == "cancelled"
+
+
+def test_cancelling_ends_a_hostcall_of_another_thread(node: Any) -> None:
+    number = node.request("threaded")
+    asked = node.receive()
+    node.send(CANCEL, number, {"reason": "enough"})
+    cancel = node.receive()
+    assert (cancel.kind, cancel.id) == (CANCEL, asked.id)
+    assert node.answer(number).head["status"] == "failed"  # the thread has raised, not the main
+
+
 # Async functions.
 
 
@@ -482,6 +517,28 @@ def test_cancelling_an_async_function_lets_it_clean_up(async_node: Any) -> None:
     assert async_node.answer(number).head["code"] == "cancelled"
     assert async_node.logs == [("e1", "info", "cleaned up")]
     assert async_node.output("main", b"x") == b"x 1"
+
+
+def test_cancelling_twice_does_not_disturb_the_cleaning_up(async_node: Any) -> None:
+    number = async_node.request("wait")
+    async_node.read_until("started")
+    for _ in range(3):
+        async_node.send(CANCEL, number, {"reason": "enough"})
+        time.sleep(0.002)
+    assert async_node.answer(number).head["code"] == "cancelled"
+    assert async_node.logs == [("e1", "info", "cleaned up")]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_cancellation_reaches_the_event_loop_once(early: bool) -> None:
+    execution = Execution(1, {}, b"", FakeContext())
+    told: list[str] = []
+    if early:
+        assert not execution.cancel()
+    execution.on_cancel(lambda: told.append("cancel"))
+    for _ in range(2):
+        assert execution.cancel()
+    assert told == ["cancel"]
 
 
 def test_cancelling_ends_an_async_hostcall(async_node: Any) -> None:
