@@ -488,7 +488,8 @@ async def open_session(
 
     :param initiator: True on the side that connected.
     :param handler: answers the peer's requests, each in a task of its own that is cancelled when
-        the peer cancels the request or the session ends. What it raises reaches the peer.
+        the peer cancels the request or the session ends. What it raises reaches the peer. Such a
+        task serves further requests afterwards, so context variables it sets stay set.
     :param on_notice: called for each notice, in order; quick and never raising.
     :param on_stream: serves the peer's streams like ``handler``; its answer ends the stream.
 
