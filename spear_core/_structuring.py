@@ -169,11 +169,14 @@ class _Table:
                 values[key] = made
         required = [k for k, field in self._fields.items() if field.default is attrs.NOTHING]
         problems += [(key, "required, and not set") for key in required if key not in raw]
+        if not problems:
+            made, problems = _attempt(lambda: self._cls(**values))
+            if not problems:
+                return made
         if all(key in values for key in required):
-            problems += self._refused({k: values[k] for k in required}, values)
-        if problems:
-            raise _Invalid(*problems)
-        return self._cls(**values)
+            one_by_one = self._refused({k: values[k] for k in required}, values)
+            problems = [p for p in problems if p[0] or not one_by_one] + one_by_one
+        raise _Invalid(*problems)
 
     def _refused(
         self, required: Mapping[str, Any], values: Mapping[str, Any]

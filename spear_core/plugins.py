@@ -190,7 +190,9 @@ class Plugins:
             before = dict(cli.commands)
             try:
                 _guarded(owner, "spear_commands", call)
-                if taken := [name for name, was in before.items() if cli.commands[name] is not was]:
+                if taken := [
+                    name for name, was in before.items() if cli.commands.get(name) is not was
+                ]:
                     raise PluginError(
                         f"plugin {owner} replaces the command {', '.join(map(repr, taken))}; "
                         f"a plugin may only add commands"
