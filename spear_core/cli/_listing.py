@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
@@ -53,8 +53,10 @@ def _show_table(cells: Sequence[Sequence[str]], columns: Sequence[Column[T]]) ->
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for number, column in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        whole = number == 0 or column.right  # a name to copy, or a figure
+        table.add_column(column.title, justify=justify, overflow="fold", no_wrap=whole)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

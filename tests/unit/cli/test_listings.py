@@ -90,6 +90,15 @@ def test_a_table_on_a_terminal(
     assert "t-1" in shown
 
 
+def test_a_name_stays_whole_on_a_narrow_terminal(
+    spear: Any, node: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(100):
+        spear("invoke", "fail", "-i", "x")
+    monkeypatch.setenv("COLUMNS", "44")
+    assert "t-100 " in terminal(lambda: spear("ps", "-n", "1"))
+
+
 def test_what_comes_from_elsewhere_cannot_steer_a_terminal(
     spear: Any, node: Any, terminal: Any
 ) -> None:
