@@ -54,6 +54,16 @@ async def test_a_loop_that_has_moved_to_a_worker(guests: Any) -> None:
     assert await stopped_after(guests, LOOP, 0.2) < 0.1
 
 
+async def test_statistics_of_a_guest_that_computes(guests: Any) -> None:
+    async with guests.open(LOOP) as instance, trio.open_nursery() as nursery:
+        nursery.start_soon(instance.execute, guests.request())
+        with trio.fail_after(10):
+            while (instance.statistics().cpu_seconds or 0) < 0.05:  # noqa: ASYNC110 - no event
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert instance.statistics().executions == 1
+
+
 async def test_the_loop_of_the_node_stays_free_while_a_guest_computes(guests: Any) -> None:
     await guests.runtime.prepare(guests.make_artifact(LOOP))
     longest = 0.0

@@ -62,6 +62,8 @@ class WasmInstance(Instance):
         self._args = tuple(text.encode() for text in (artifact.filename, *artifact.args))
         self._env = tuple((name.encode(), text.encode()) for name, text in artifact.env.items())
         self._guest: Guest | None = None
+        """What the next execution may reuse."""
+        self._running: Guest | None = None
         self._entry: Entry | None = None
         self._executions = 0
         self._current: ExecutionRequest | None = None
@@ -119,10 +121,11 @@ class WasmInstance(Instance):
         await trio.sleep_forever()
 
     def statistics(self) -> InstanceStatistics:
+        running, guest = self._running, self._running or self._guest
         return InstanceStatistics(
             executions=self._executions,
-            cpu_seconds=self._cpu_seconds,
-            memory_bytes=self._guest.memory_size if self._guest is not None else 0,
+            cpu_seconds=self._cpu_seconds + (running.host.meter.used if running else 0.0),
+            memory_bytes=guest.known_memory_size if guest else 0,
         )
 
     def close(self) -> None:
@@ -139,6 +142,7 @@ class WasmInstance(Instance):
             guest, self._entry = Guest(self._machine.engine, self._limits), None
         meter, output, error, keep = execution.meter, b"", None, False
         guest.host = execution
+        self._running = guest
         memory = 0
         try:
             try:
@@ -167,6 +171,7 @@ class WasmInstance(Instance):
                 self._guest = guest
             else:
                 guest.close()
+            self._running = None
             self._cpu_seconds += meter.used
             execution.end_lines()
             execution.flush()

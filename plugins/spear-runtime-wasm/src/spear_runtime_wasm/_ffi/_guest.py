@@ -183,6 +183,11 @@ class Guest:
             self._refresh()
         return self._size
 
+    @property
+    def known_memory_size(self) -> int:
+        """The size when it was last looked at; safe to ask while another thread polls."""
+        return self._size
+
     def read(self, pointer: int, length: int) -> bytes:
         """Raises GuestMemoryError for a range that is not inside the memory."""
         if pointer < 0 or length < 0 or pointer + length > self._size:
