@@ -116,11 +116,11 @@ def _owned(name: str, plugins: Plugins) -> Iterator[tuple[str, Any]]:
 def _spec_problems(name: str, plugins: Plugins) -> Iterator[Problem]:
     for where, spec in _owned(name, plugins):
         for opener in _OPENERS:
-            function = getattr(spec, opener, None)
-            if function is None:
+            if not hasattr(spec, opener):
                 continue
+            function = getattr(spec, opener)
             if not callable(function):
-                yield Problem(where=where, message=f"{opener} is not callable")
+                yield Problem(where=where, message=f"{opener} is not callable: {function!r}")
             elif inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
                 yield Problem(where=where, message=_not_async(opener))
         if not isinstance(getattr(spec, "capabilities", frozenset()), frozenset):
@@ -143,6 +143,8 @@ def _runtime_problems(where: str, spec: Any) -> Iterator[Problem]:
         yield Problem(where=where, message="reusable_shapes without Capability.REUSE")
     if isinstance(spec.transports, str):
         yield Problem(where=where, message="transports is a string, where a tuple of names belongs")
+    if inspect.iscoroutinefunction(spec.recognise):
+        return
     try:
         shape = spec.recognise(Path("no such file.spear-check"), b"\x00", "")
     except Exception as exc:  # barrier: the plugin's own function
