@@ -95,7 +95,7 @@ def test_a_name_stays_whole_on_a_narrow_terminal(
 ) -> None:
     for _ in range(100):
         spear("invoke", "fail", "-i", "x")
-    monkeypatch.setenv("COLUMNS", "44")
+    monkeypatch.setenv("COLUMNS", "36")
     assert "t-100 " in terminal(lambda: spear("ps", "-n", "1"))
 
 
