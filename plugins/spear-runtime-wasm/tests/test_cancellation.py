@@ -13,6 +13,8 @@ from spear_core.api import ExecutionStatus
 from spear_runtime_wasm._fiber import PATIENCE
 from spear_runtime_wasm._ticker import PERIOD
 
+LATE = 0.5
+"""Seconds that are too many on any machine; `bench/wasm_kill.py` measures the real ones."""
 LOOP = '(module (func (export "_start") (loop (br 0))))'
 SLEEP = """(module (import "spear" "sleep_ms" (func $sleep (param i32)))
   (func (export "_start") (call $sleep (i32.const {ms}))))"""
@@ -47,11 +49,11 @@ async def stopped_after(guests: Any, code: str, seconds: float) -> float:
 
 
 async def test_a_loop_on_the_trio_thread(guests: Any) -> None:
-    assert await stopped_after(guests, LOOP, PERIOD * PATIENCE / 4) < 0.1
+    assert await stopped_after(guests, LOOP, PERIOD * PATIENCE / 4) < LATE
 
 
 async def test_a_loop_that_has_moved_to_a_worker(guests: Any) -> None:
-    assert await stopped_after(guests, LOOP, 0.2) < 0.1
+    assert await stopped_after(guests, LOOP, 0.2) < LATE
 
 
 async def test_statistics_of_a_guest_that_computes(guests: Any) -> None:
@@ -69,17 +71,18 @@ async def test_the_loop_of_the_node_stays_free_while_a_guest_computes(guests: An
     longest = 0.0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(guests.run, LOOP)
-        await trio.sleep(0.1)
-        assert "spear-wasm-worker-0" in {thread.name for thread in threading.enumerate()}
+        with trio.fail_after(20):
+            while "spear-wasm-worker-0" not in {thread.name for thread in threading.enumerate()}:
+                await trio.sleep(0.01)
         before = time.process_time()
-        for _ in range(20):
+        for _ in range(40):
             started = time.perf_counter()
             await trio.lowlevel.checkpoint()
             longest = max(longest, time.perf_counter() - started)
             await trio.sleep(0.005)
         assert time.process_time() - before > 0.02, "the guest did not go on meanwhile"
         nursery.cancel_scope.cancel()
-    assert longest < 0.05
+    assert longest < LATE
 
 
 async def test_more_loops_than_workers_take_turns_and_all_stop(guests: Any) -> None:
@@ -117,23 +120,24 @@ async def test_the_log_of_a_computing_guest_arrives_meanwhile(guests: Any, log: 
     await guests.runtime.prepare(guests.make_artifact(CHATTY_LOOP))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(guests.run, CHATTY_LOOP)
-        await trio.sleep(0.3)
-        assert len(log.lines) >= 5
+        with trio.fail_after(20):
+            while len(log.lines) < 5:  # noqa: ASYNC110 - the log is no channel
+                await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     assert log.lines[0] == ("e1", "still here", "info", "guest")
 
 
 async def test_cancelling_writes_one_warning(guests: Any, log: Any) -> None:
-    await stopped_after(guests, LOOP, 0.02)
+    await stopped_after(guests, LOOP, 0.2)
     assert [entry[2] for entry in log.lines] == ["warn"]
 
 
 async def test_a_guest_asleep(guests: Any) -> None:
-    assert await stopped_after(guests, SLEEP.format(ms=60_000), 0.05) < 0.1
+    assert await stopped_after(guests, SLEEP.format(ms=60_000), 0.05) < LATE
 
 
 async def test_a_guest_asleep_in_wasi(guests: Any) -> None:
-    assert await stopped_after(guests, POLL.format(ns=60_000_000_000), 0.05) < 0.1
+    assert await stopped_after(guests, POLL.format(ns=60_000_000_000), 0.05) < LATE
 
 
 async def test_sleeping_takes_its_time_and_no_thread(guests: Any, autojump_clock: Any) -> None:

@@ -100,7 +100,7 @@ async def test_a_compile_bomb_is_stopped_and_nobody_else_notices(
             with pytest.raises(UnsupportedArtifactError, match=r"more than 1 s of processor time"):
                 await runtime.prepare(artifact)
             nursery.cancel_scope.cancel()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert runs > 10
 
 

@@ -162,7 +162,7 @@ async def test_clocks_sleep_and_random(guests: Any, build: Any) -> None:
     response = await guests.run(build(CLOCKS))
     began, slept, random, wall = (int(field) for field in response.payload.split())
     assert began == 0, "the monotonic clock starts with the execution"
-    assert 80 <= slept < 1000
+    assert 80 <= slept < 10_000
     assert random == 1
     assert wall > 1_700_000_000
 
