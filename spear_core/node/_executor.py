@@ -311,6 +311,11 @@ class Executor:
         pooled = [p for d in self._deployments.values() for p in d.pool.live.values()]
         return [describe_instance(p) for p in (*pooled, *self._single_use.values())]
 
+    def instances_of(self, name: str, version: int) -> int:
+        """How many instances of this artifact live in its pool."""
+        deployment = self._deployments.get((name, version))
+        return len(deployment.pool.live) if deployment else 0
+
     def instance_count(self) -> int:
         """How many instances live."""
         return sum(len(d.pool.live) for d in self._deployments.values()) + len(self._single_use)

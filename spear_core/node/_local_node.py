@@ -205,7 +205,11 @@ class LocalNode(NodeApi):
         raise UnsupportedArtifactError(_no_runtime(f"file {upload.filename!r}", path))
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
-        return self._artifacts.all()
+        live = self._executor.instances_of
+        return [
+            attrs.evolve(info, in_use=info.in_use + live(info.name, info.version))
+            for info in self._artifacts.all()
+        ]
 
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
         async with self._deleting:

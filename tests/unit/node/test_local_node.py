@@ -50,6 +50,8 @@ async def test_deploy_and_invoke(open_steered_node: Any, runtime: Any) -> None:
         assert response.task.state is TaskState.COMPLETED
         assert response.task.result.output == b"hello"
         assert (response.status_endpoint, response.estimated_completion_ms) == ("", 0)
+        (listed,) = await node.api.list_artifacts()
+        assert listed.in_use == 1
         (instance,) = await node.api.list_instances()
         assert (instance.artifact, instance.state) == ("f@1", InstanceState.READY)
         status = await node.api.status()
