@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,9 @@ import pluggy
 
 from spear_core import hookspecs
 from spear_core._marks import PROJECT
+from spear_core._plugin_checks import module_problem, spec_names, spec_problem
 from spear_core._toml_path import nearest
 from spear_core.api import (
-    API_VERSION,
     FrontDoorSpec,
     HostcallSpec,
     ObjectStoreSpec,
@@ -345,7 +344,8 @@ class _Loading:
 
     def load(self, candidate: _Candidate) -> None:
         module = _import(candidate)
-        _check_hooks(candidate, module)
+        if problem := module_problem(module, candidate.entry.value):
+            raise PluginError(f"plugin {candidate}: {problem}")
         try:
             self._manager.register(module, name=candidate.name)
         except (pluggy.PluginValidationError, ValueError) as exc:
@@ -385,7 +385,7 @@ class _Loading:
                     continue
                 declare = functools.partial(_listed, caller.name, cls, impl.function)
                 for spec in _guarded(str(candidate), caller.name, declare):
-                    if problem := _check_spec(cls, spec):
+                    if problem := spec_problem(cls, spec):
                         raise PluginError(f"plugin {candidate}: the hook {caller.name} {problem}")
                     found += [(*key, spec) for key in _keys(kind, spec)]
         self._refuse_taken(candidate, [(kind, name) for kind, name, _ in found])
@@ -429,43 +429,6 @@ def _one_line(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
-def _check_hooks(candidate: _Candidate, module: Any) -> None:
-    """Refuse what pluggy would take silently or report in its own words."""
-    known = hookspecs.__all__
-    declared = 0
-    for name, function in inspect.getmembers(module, inspect.isroutine):
-        options = getattr(function, f"{PROJECT}_impl", None)
-        if options is None:
-            if name in known:
-                raise PluginError(
-                    f"plugin {candidate}: {name} is not marked; put @hookimpl above it "
-                    f"(from spear_core import hookimpl)"
-                )
-            continue
-        hook = options.get("specname") or name
-        problem = _hook_problem(hook, function, options, known)
-        if problem:
-            raise PluginError(f"plugin {candidate}: {problem}")
-        declared += 1
-    if not declared:
-        raise PluginError(
-            f"plugin {candidate}: {candidate.entry.value} has no hook; mark its functions with "
-            f"@hookimpl (from spear_core import hookimpl)"
-        )
-
-
-def _hook_problem(
-    hook: str, function: Callable[..., Any], options: Mapping[str, Any], known: Sequence[str]
-) -> str:
-    if hook not in known:
-        return f"there is no hook {hook!r}{nearest(hook, known)}"
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return f"the hook {hook} is async; a hook is an ordinary function that returns specs"
-    if options.get("wrapper") or options.get("hookwrapper"):
-        return f"the hook {hook} is a wrapper; a plugin may only add, not wrap others"
-    return ""
-
-
 def _guarded(owner: str, hook: str, call: Callable[[], S]) -> S:
     try:
         return call()
@@ -483,32 +446,7 @@ def _listed(hook: str, cls: type[Any], function: Callable[[], Any]) -> list[Any]
     return [] if result is None else list(result)
 
 
-def _check_spec(cls: type[Any], spec: Any) -> str:
-    """What is wrong with one thing that a hook returned; empty when nothing is."""
-    if not isinstance(spec, cls):
-        return f"returned a {type(spec).__name__} where a {cls.__name__} belongs"
-    names = _names(spec)
-    if not names or not all(isinstance(name, str) and name for name in names):
-        return f"returned a {cls.__name__} without a name"
-    label = ", ".join(map(repr, names))
-    version: object = spec.api
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        return f"declared {label} for interface version {version!r}, which is no version"
-    if version > API_VERSION:
-        return (
-            f"declared {label} for interface version {version}, and this spear-core speaks "
-            f"{API_VERSION}; upgrade spear-core"
-        )
-    if not (isinstance(spec.config_cls, type) and attrs.has(spec.config_cls)):
-        return f"declared {label} with config_cls={spec.config_cls!r}, which is no attrs class"
-    return ""
-
-
-def _names(spec: Any) -> list[Any]:
-    return list(spec.names) if isinstance(spec, HostcallSpec) else [spec.name]
-
-
 def _keys(kind: str, spec: Any) -> list[tuple[str, str]]:
     """Under which names a spec goes into which table."""
     schemes = spec.schemes if isinstance(spec, FrontDoorSpec) else ()
-    return [*((kind, name) for name in sorted(_names(spec))), *((_SCHEME, s) for s in schemes)]
+    return [*((kind, name) for name in sorted(spec_names(spec))), *((_SCHEME, s) for s in schemes)]

@@ -19,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spear_core.testing._channel_contract import ChannelContract, ChannelPair
     from spear_core.testing._check_plugin import Problem, assert_plugin_ok, check_plugin
     from spear_core.testing._fakes import (
         FakeChannels,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from spear_core.testing._transport_contract import TransportContract
 
 _HOMES = {
+    "_channel_contract": ("ChannelContract", "ChannelPair"),
     "_check_plugin": ("Problem", "assert_plugin_ok", "check_plugin"),
     "_fakes": ("FakeChannels", "FakeHostcalls", "LoggedEntry", "make_context", "open_channels"),
     "_promise": ("promise",),
@@ -46,6 +48,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "ChannelContract",
+    "ChannelPair",
     "FakeChannels",
     "FakeHostcalls",
     "LoggedEntry",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spear_core.testing import FakeHostcalls
 
 pytest.register_assert_rewrite(
+    "spear_core.testing._channel_contract",
     "spear_core.testing._check_plugin",
     "spear_core.testing._runtime_contract",
     "spear_core.testing._scheduler_contract",

@@ -251,7 +251,7 @@ def test_misspelt_hook_suggests_the_nearest(install: Install) -> None:
 
 def test_unmarked_hook(install: Install) -> None:
     install("runtime-toy", runtimes('runtime("toy")').replace("@hookimpl", ""))
-    assert "spear_runtimes is not marked; put @hookimpl above it" in reason("runtime-toy")
+    assert "spear_runtimes is not marked; put above it @hookimpl" in reason("runtime-toy")
 
 
 def test_no_hook_at_all(install: Install) -> None:
