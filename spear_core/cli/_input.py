@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import select
 import sys
@@ -25,7 +26,12 @@ _BLOCK = 1 << 20
 
 
 def input_options(command: F) -> F:
-    """``--input`` and ``--input-file``."""
+    """``--input``, ``--input-file`` and ``--content-type``."""
+    command = click.option(
+        "--content-type",
+        metavar="TYPE",
+        help="What the input is. Default: text for --input, by its suffix for a file.",
+    )(command)
     command = click.option(
         "--input-file",
         metavar="FILE",
@@ -39,7 +45,7 @@ def input_options(command: F) -> F:
 class Input:
     """Where the input comes from. Nothing is read before :meth:`read`."""
 
-    def __init__(self, text: str | None, file: str | None) -> None:
+    def __init__(self, text: str | None, file: str | None, content_type: str | None = None) -> None:
         if text is not None and file is not None:
             raise click.UsageError("--input and --input-file cannot both be given")
         if file not in (None, "-"):
@@ -49,6 +55,7 @@ class Input:
                 raise click.UsageError(f"--input-file {file}: {what}")
         self._text = text
         self._file = file
+        self.content_type = content_type or _guess_type(text, file)
 
     async def read(self, limit: int) -> bytes:
         """All of it. stdin only when nothing else was given, and never a terminal unless asked
@@ -73,6 +80,13 @@ class Input:
                 f"{'stdin' if self._file in (None, '-') else self._file} cannot be read: "
                 f"{exc.strerror or exc}"
             ) from exc
+
+
+def _guess_type(text: str | None, file: str | None) -> str:
+    if text is not None:
+        return "text/plain; charset=utf-8"
+    guessed = mimetypes.guess_type(file)[0] if file is not None else None
+    return guessed or "application/octet-stream"
 
 
 def _checked(data: bytes, limit: int) -> bytes:

@@ -29,8 +29,12 @@ class _Call:
     async def __call__(self, api: NodeApi, interrupt: Interrupt) -> TaskInfo | None:
         task = None
         with interrupt.scope:
-            payload = await self.input.read(_MOST_INPUT)
-            task = await self._invoke(api, attrs.evolve(self.request, payload=payload))
+            request = attrs.evolve(
+                self.request,
+                payload=await self.input.read(_MOST_INPUT),
+                content_type=self.input.content_type,
+            )
+            task = await self._invoke(api, request)
         if interrupt.happened:
             self._say_interrupted()
         return task
@@ -68,6 +72,7 @@ def command(
     function: str,
     input_text: str | None,
     input_file: str | None,
+    content_type: str | None,
     timeout: float | None,
     no_wait: bool,
     detach: bool,
@@ -89,7 +94,7 @@ def command(
             timeout_s=timeout,
             mode=ExecutionMode.ASYNC if no_wait else ExecutionMode.SYNC,
         ),
-        input=Input(input_text, input_file),
+        input=Input(input_text, input_file, content_type),
         detach=detach and not no_wait,
     )
     task = talk(options, call)

@@ -54,6 +54,7 @@ def command(
     file: str,
     input_text: str | None,
     input_file: str | None,
+    content_type: str | None,
     timeout: float | None,
     config: Path | None,
     only: Sequence[str] | None,
@@ -73,7 +74,7 @@ def command(
     """
     job = _Job(
         upload=make_upload(file, CodeOptions(**code)),
-        input=Input(input_text, input_file),
+        input=Input(input_text, input_file, content_type),
         timeout_s=timeout,
     )
     settings, plugins = load(config, only)
@@ -94,6 +95,7 @@ async def _run(job: _Job, settings: NodeSettings, plugins: Plugins, state: Path)
                 request = InvokeRequest(
                     function=f"{artifact.name}@{artifact.version}",
                     payload=await job.input.read(limit),
+                    content_type=job.input.content_type,
                     mode=ExecutionMode.ASYNC,
                     timeout_s=job.timeout_s,
                 )

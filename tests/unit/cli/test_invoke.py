@@ -30,6 +30,31 @@ def test_the_request_carries_what_was_asked_for(spear: Any, node: Any) -> None:
     assert request.mode is ExecutionMode.SYNC
 
 
+@pytest.mark.parametrize(
+    ("given", "content_type"),
+    [
+        (["-i", "text"], "text/plain; charset=utf-8"),
+        (["--input-file", "q.json"], "application/json"),
+        (["--input-file", "q.unheard-of"], "application/octet-stream"),
+        (["--input-file", "q.json", "--content-type", "text/x"], "text/x"),
+    ],
+)
+def test_the_function_hears_what_kind_of_input_it_gets(
+    spear: Any,
+    node: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    content_type: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("q.json", "q.unheard-of"):
+        (tmp_path / name).write_text("{}")
+    assert spear("invoke", "echo", *given).code == 0
+    (request,) = node.requests
+    assert request.content_type == content_type
+
+
 def test_a_failure_says_why_and_where_to_look(spear: Any, node: Any) -> None:
     told = spear("invoke", "fail", "-i", "")
     assert (told.code, told.out) == (1, b"")
