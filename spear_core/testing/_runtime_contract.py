@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import signal
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from spear_core.api import (
     RuntimeInstanceId,
     RuntimeSpec,
 )
-from spear_core.errors import InstanceError, UnsupportedArtifactError
+from spear_core.errors import ChannelError, InstanceError, UnsupportedArtifactError
 from spear_core.testing._fakes import FakeHostcalls, make_context, open_channels
 from spear_core.testing._promise import promise
 from spear_core.testing._resources import Resources
@@ -461,6 +462,27 @@ class RuntimeContract:
             await instance.check_health()
             assert not await _has_failed(instance)
             await instance.check_health()
+
+    @promise
+    async def test_killed_instance_is_noticed(self, tmp_path: Path) -> None:
+        """``wait_failed`` returns, and ``check_health`` and ``execute`` raise, once the process
+        behind an instance is gone; others work on."""
+        async with self.open_runtime(tmp_path) as opened:
+            reuse = Capability.REUSE in self.spec.capabilities
+            artifact = opened.artifact(self.echo, reuse=reuse)
+            async with opened.instance(artifact) as instance:
+                pid = instance.statistics().pid
+                if pid is None:
+                    pytest.skip("no process lives as long as the instance")
+                os.kill(pid, signal.SIGKILL)
+                reason = await instance.wait_failed()
+                assert reason
+                assert "\n" not in reason
+                with pytest.raises(InstanceError):
+                    await instance.check_health()
+                with pytest.raises((InstanceError, ChannelError)):
+                    await instance.execute(_request())
+            _assert_completed(await opened.run_once(artifact, b"on"), b"on")
 
     @promise
     async def test_statistics_count_executions(self, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class SoundInstance(Instance):
         self.id = spec.id
         self._artifact = spec.artifact
         self._context = context
+        self.pid: int | None = None
         self._executions = 0
         self._fit = True
 
@@ -93,7 +94,7 @@ class SoundInstance(Instance):
         raise AssertionError("unreachable")
 
     def statistics(self) -> InstanceStatistics:
-        return InstanceStatistics(executions=self._executions)
+        return InstanceStatistics(executions=self._executions, pid=self.pid)
 
 
 class SoundRuntime(Runtime):
@@ -355,6 +356,26 @@ class TestLeavesWhenTheBlockFails(RuntimeMutant):
                 yield instance
             process.kill()
             process.wait()
+
+    spec = runtime_spec(Planted)
+
+
+class TestDoesNotNoticeDeath(RuntimeMutant):
+    """An instance that waits for ever when its process was killed."""
+
+    caught_by = "test_killed_instance_is_noticed"
+
+    class Planted(SoundRuntime):
+        @asynccontextmanager
+        async def open_instance(self, spec: InstanceSpec) -> AsyncGenerator[Instance, None]:
+            with subprocess.Popen(["sleep", "60"]) as process:
+                async with super().open_instance(spec) as instance:
+                    assert isinstance(instance, SoundInstance)
+                    instance.pid = process.pid
+                    try:
+                        yield instance
+                    finally:
+                        process.kill()
 
     spec = runtime_spec(Planted)
 
