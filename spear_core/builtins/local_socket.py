@@ -124,12 +124,14 @@ async def open_local_socket(
             with trio.move_on_after(_LAST_ANSWERS_S):
                 await server.finish()
             connections.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
     finally:
         with suppress(FileNotFoundError):
             path.unlink()
-        await trio.aclose_forcefully(listener)
+        try:
+            await trio.aclose_forcefully(listener)
+        finally:
+            if failure is not None:
+                raise failure
 
 
 async def _dial(path: Path) -> SocketChannel:

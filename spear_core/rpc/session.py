@@ -506,14 +506,16 @@ async def open_session(
         limits=limits,
     )
     failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(session._run, nursery)
-        try:
-            yield session
-        except Exception as exc:  # barrier: carried past the nursery so that it stays as it is
-            failure = exc
-        finally:
-            session._end("the session is over", ours=True)
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session._run, nursery)
+            try:
+                yield session
+            except Exception as exc:  # barrier: carried past the nursery so that it stays as it is
+                failure = exc
+            finally:
+                session._end("the session is over", ours=True)
+                nursery.cancel_scope.cancel()
+    finally:
+        if failure is not None:
+            raise failure

@@ -184,6 +184,48 @@ async def test_a_cancel_is_answered(open_hostile: OpenHostile) -> None:
         assert error_from_code("TaskCancelledError", "", code="", retryable=False)
 
 
+async def read_answer(channel: Channel) -> tuple[Message, bytes]:
+    """One answer with all of its pieces, and nothing after it."""
+    first = message = await channel.receive()
+    parts = [bytes(first.payload)]
+    while message.flags & MessageFlag.MORE:
+        message = await channel.receive()
+        assert (message.kind, message.id) == (MessageKind.DATA, first.id)
+        parts.append(bytes(message.payload))
+    await channel.send(Message(MessageKind.PING, payload=b"over"))
+    assert (await channel.receive()).kind == MessageKind.PONG
+    return first, b"".join(parts)
+
+
+async def test_a_cancel_that_comes_while_the_answer_is_sent(open_hostile: OpenHostile) -> None:
+    async def big_answer(call: Call) -> Reply:
+        return Reply({}, SHARED)
+
+    async with open_hostile(big_answer) as peer:
+        await peer.send(MessageKind.REQUEST, 2, head=ECHO)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await peer.send(MessageKind.CANCEL, 2)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        first, payload = await read_answer(peer.channel)
+        assert first.kind == MessageKind.RESPONSE
+        assert payload == SHARED
+
+
+async def test_an_answer_in_spite_of_a_cancel_is_sent_once(open_hostile: OpenHostile) -> None:
+    async def stubborn(call: Call) -> Reply:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.02)
+        return Reply({}, SHARED)
+
+    async with open_hostile(stubborn) as peer:
+        await peer.send(MessageKind.REQUEST, 2, head=ECHO)
+        await peer.send(MessageKind.CANCEL, 2)
+        await trio.sleep(0.05)
+        first, payload = await read_answer(peer.channel)
+        assert first.flags == MessageFlag.MORE
+        assert payload == SHARED
+
+
 async def test_who_asks_and_never_reads_is_cut_off(open_hostile: OpenHostile) -> None:
     sent = 0
 

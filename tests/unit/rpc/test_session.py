@@ -327,7 +327,7 @@ async def test_a_session_works_on_while_its_surroundings_are_cancelled() -> None
                 try:
                     await trio.sleep_forever()
                 finally:
-                    with trio.move_on_after(1, shield=True):
+                    with trio.CancelScope(shield=True), trio.fail_after(2):
                         assert (await client.request("echo", {}, b"bye")).payload == b"bye"
         assert scope.cancelled_caught
         assert not near.is_connected
@@ -339,6 +339,27 @@ async def test_what_the_block_raises_comes_out_as_it_is() -> None:
         async with open_session(near, initiator=True):
             raise KeyError("mine")
     assert not near.is_connected
+
+
+async def test_what_the_block_raises_comes_out_when_handlers_are_cancelled_too() -> None:
+    handler = Waiting()
+    near, far = local_pair()
+    async with open_session(near, initiator=True) as client, trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(ChannelBrokenError):
+                await client.request("wait", {"n": 1})
+
+        async def fail() -> None:
+            async with open_session(far, initiator=False, handler=handler):
+                await handler.wait_started(1)
+                scope.cancel()
+                raise KeyError("mine")
+
+        nursery.start_soon(ask)
+        with pytest.raises(KeyError, match="mine"), trio.CancelScope() as scope:
+            await fail()
+        assert handler.cancelled == [1]
 
 
 async def test_ping_measures(open_sides: OpenSides) -> None:
