@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import threading
 import time
@@ -10,10 +11,9 @@ from pathlib import Path
 import attrs
 import trio
 
-__all__ = ["Resources"]
+__all__ = ["Resources", "busy_share"]
 
 _LOOK_S = 0.02
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @attrs.frozen(kw_only=True)
@@ -26,20 +26,16 @@ class Resources:
     """Names of Python's threads, without trio's idle workers."""
     files: int
     """Open file descriptors."""
-    cpu_seconds: float
-    """Used so far by this process and its living descendants."""
 
     @classmethod
     def now(cls) -> Resources:
         """Look."""
-        below = _descendants()
         return cls(
-            processes=frozenset(below),
+            processes=frozenset(_descendants()),
             threads=frozenset(
                 t.name for t in threading.enumerate() if not t.name.lower().startswith("trio")
             ),
             files=len(os.listdir("/proc/self/fd")),
-            cpu_seconds=time.process_time() + sum(below.values()),
         )
 
     def more_than(self, before: Resources) -> list[str]:
@@ -60,9 +56,37 @@ class Resources:
         return cls.now().more_than(before)
 
 
-def _descendants() -> dict[int, float]:
-    """Process id → cpu seconds."""
-    parents: dict[int, tuple[int, float]] = {}
+async def busy_share(*, samples: int = 12, pause: float = 0.04) -> float:
+    """In what share of looks something of this process or its descendants was running.
+
+    1.0 for one endless loop, however loaded the machine is, since it always wants to run; near 0
+    when all is idle. The calling thread counts by its cpu time, without what looking takes.
+    """
+    running, own = 0, 0.0
+    for _ in range(samples):
+        begun = time.thread_time()
+        await trio.sleep(pause)
+        own += time.thread_time() - begun
+        running += _wants_to_run()
+    return max(running / samples, own / (samples * pause))
+
+
+def _wants_to_run() -> bool:
+    me = f"/proc/{os.getpid()}/task/{threading.get_native_id()}"
+    for pid in (os.getpid(), *_descendants()):
+        for task in glob.glob(f"/proc/{pid}/task/*"):
+            try:
+                state = Path(task, "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state == "R" and task != me:
+                return True
+    return False
+
+
+def _descendants() -> set[int]:
+    """Process ids; zombies are nobody's any more."""
+    parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -70,13 +94,12 @@ def _descendants() -> dict[int, float]:
             except OSError:
                 continue
             if fields[0] != "Z":
-                spent = (int(fields[11]) + int(fields[12])) * _TICK_S
-                parents[int(entry.name)] = (int(fields[1]), spent)
-    found: dict[int, float] = {}
+                parents[int(entry.name)] = int(fields[1])
+    found: set[int] = set()
     level = {os.getpid()}
     while level:
-        level = {pid for pid, (parent, _) in parents.items() if parent in level}
-        found.update((pid, parents[pid][1]) for pid in level)
+        level = {pid for pid, parent in parents.items() if parent in level}
+        found |= level
     return found
 
 

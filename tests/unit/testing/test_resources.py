@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import trio
 
 from spear_core.testing import Resources
+from spear_core.testing._resources import busy_share
 
 
 def test_nothing_new() -> None:
@@ -49,9 +51,37 @@ async def test_settled_waits_for_what_goes_away() -> None:
         assert await Resources.settled(before, seconds=5) == []
 
 
-def test_cpu_of_children_counts() -> None:
-    before = Resources.now().cpu_seconds
-    with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as process:
-        while Resources.now().cpu_seconds - before < 0.1:
-            assert process.poll() is None
-        process.kill()
+async def test_idle_is_not_busy() -> None:
+    assert await busy_share() < 0.5
+
+
+async def test_a_looping_child_is_busy() -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.run_process, ["sh", "-c", "while :; do :; done"])
+        assert await busy_share() > 0.8
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_looping_thread_is_busy() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=_spin, args=[stop])
+    thread.start()
+    assert await busy_share() > 0.8
+    stop.set()
+    thread.join()
+
+
+async def test_a_looping_task_is_busy() -> None:
+    async def spin() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(spin)
+        assert await busy_share(samples=4, pause=0.1) > 0.2
+        nursery.cancel_scope.cancel()
+
+
+def _spin(stop: threading.Event) -> None:
+    while not stop.is_set():
+        hashlib.sha256(bytes(1 << 16))
