@@ -75,8 +75,8 @@ def load_config(path: Path | None, plugins: ConfigSource) -> NodeSettings:
     each class that has a field of this name, and is unknown when none has. The section of a plugin
     that is installed but not loaded is not looked at.
 
-    **Raises** :exc:`~spear_core.errors.ConfigError` with everything that is wrong, in the file's
-    order within each section.
+    **Raises** :exc:`~spear_core.errors.ConfigError` with everything that is wrong, section by
+    section.
     """
     document = {} if path is None else _read(path)
     reading = _Reading()
