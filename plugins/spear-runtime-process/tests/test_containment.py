@@ -141,6 +141,25 @@ async def test_stderr_flood_does_not_stop_the_result(place) -> None:
     assert max(map(len, place.context.hostcalls.lines())) <= 16 << 10
 
 
+async def test_a_flood_of_log_lines_leaves_the_node_alive(
+    place, single, make_request, hostcalls, use_cgroups
+) -> None:
+    """And is no way to keep an execution from being cancelled."""
+    artifact = place.artifact("flood.sh", "#!/bin/sh\nyes >&2\n")
+    slowest = 0.0
+    async with single(artifact, use_cgroups=use_cgroups) as instance:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(instance.execute, make_request())
+                for _ in range(50):
+                    started = time.monotonic()
+                    await trio.sleep(0.01)
+                    slowest = max(slowest, time.monotonic() - started)
+                assert len(hostcalls.entries) > 1000
+                nursery.cancel_scope.cancel()
+    assert slowest < 0.5
+
+
 async def test_what_leaves_its_session_ends_with_the_command(place, use_cgroups) -> None:
     text = """
         import os, sys, time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import attrs
@@ -42,7 +42,13 @@ class AgentInstance(Instance):
     """One worker process. Made by :func:`open_agent`."""
 
     def __init__(
-        self, spec: InstanceSpec, plan: Plan, hostcalls: Hostcalls, cancel_grace: float
+        self,
+        spec: InstanceSpec,
+        plan: Plan,
+        hostcalls: Hostcalls,
+        *,
+        cancel_grace: float,
+        log_bytes: int,
     ) -> None:
         self.id = spec.id
         self._name = spec.artifact.ref
@@ -54,8 +60,11 @@ class AgentInstance(Instance):
         self._latest = ""
         self._failed = trio.Event()
         self._reason = ""
-        self.stdout = Lines(lambda text: hostcalls.log(self._latest, text, source="stdout"))
-        self.stderr = Lines(lambda text: hostcalls.log(self._latest, text, source="stderr"))
+        self.stdout = Lines(self._logger("stdout"), log_bytes)
+        self.stderr = Lines(self._logger("stderr"), log_bytes)
+
+    def _logger(self, source: str) -> Callable[[str], None]:
+        return lambda text: self._hostcalls.log(self._latest, text, source=source)
 
     def attach(self, guest: Guest, session: Session) -> None:
         """Called once, when the worker has connected."""
@@ -91,6 +100,8 @@ class AgentInstance(Instance):
             raise InstanceLostError(self._reason)
         self._executions += 1
         self._running = self._latest = request.execution_id
+        self.stdout.restart()
+        self.stderr.restart()
         before = self._guest.own_cpu_seconds()
         finished = False
         try:
@@ -296,7 +307,13 @@ async def open_agent(
     zygote = None if plan.namespaces else await launchers.zygote()
     launcher = zygote or await launchers.plain()
     config = confiner.config
-    instance = AgentInstance(spec, plan, context.hostcalls, config.cancel_grace_ms / 1000)
+    instance = AgentInstance(
+        spec,
+        plan,
+        context.hostcalls,
+        cancel_grace=config.cancel_grace_ms / 1000,
+        log_bytes=context.spearlet_config.logs.max_task_log_bytes,
+    )
     async with contextlib.AsyncExitStack() as stack:
         directory = await stack.enter_async_context(open_scratch(scratch))
         nursery = await stack.enter_async_context(open_service_nursery())

@@ -45,6 +45,7 @@ class CommandInstance(Instance):
         launchers: Launchers,
         hostcalls: Hostcalls,
         scratch: Path,
+        log_bytes: int,
     ) -> None:
         self.id = spec.id
         self._artifact = spec.artifact
@@ -54,6 +55,7 @@ class CommandInstance(Instance):
         self._launchers = launchers
         self._hostcalls = hostcalls
         self._scratch = scratch
+        self._log_bytes = log_bytes
         self._executions = 0
         self._cpu = 0.0
         self._guest: Guest | None = None
@@ -72,7 +74,10 @@ class CommandInstance(Instance):
                 "SPEAR_ENTRY": request.entry,
             },
         )
-        lines = Lines(lambda text: self._hostcalls.log(request.execution_id, text, source="stderr"))
+        lines = Lines(
+            lambda text: self._hostcalls.log(request.execution_id, text, source="stderr"),
+            self._log_bytes,
+        )
         self._executions += 1
         async with open_scratch(self._scratch) as scratch:
             stdin = memory_file(request.payload)
@@ -108,6 +113,7 @@ class CommandInstance(Instance):
         finally:
             if ended is None:
                 await self._grace(guest)
+                await guest.end()
                 lines.drain(guest.stderr.fileno())
         return self._respond(guest, ended, outcome, lines.tail)
 

@@ -105,6 +105,7 @@ class ProcessRuntime(Runtime):
             launchers=self._launchers,
             hostcalls=self._context.hostcalls,
             scratch=self._scratch,
+            log_bytes=self._context.spearlet_config.logs.max_task_log_bytes,
         )
         return contextlib.nullcontext(command)
 

@@ -31,7 +31,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from . import confine, monitor, seccomp, tree, wire
@@ -51,7 +51,6 @@ class _Child:
     errors: int
     """Pipe on which the child says why it could not start."""
     monitored: bool
-    cgroup_dirs: list[str] = field(default_factory=list)
 
 
 class _ChildRole(Exception):  # noqa: N818 - not an error: unwinds the loop in the forked agent
@@ -121,6 +120,7 @@ class Launcher:
         self._connection = connection
         self._reader = wire.Reader(connection)
         self._children: dict[int, _Child] = {}
+        self._cgroup_dirs: deque[str] = deque(maxlen=4096)
         self._pid = os.getpid()
 
     def preload(self, name: str) -> None:
@@ -180,8 +180,9 @@ class Launcher:
             id=request["id"],
             errors=failure,
             monitored="monitor" in request,
-            cgroup_dirs=[os.path.dirname(f) for f in request["confine"].get("cgroups", ())],
         )
+        for entrance in request["confine"].get("cgroups", ()):
+            self._cgroup_dirs.append(os.path.dirname(entrance))
         pidfd = os.pidfd_open(pid)
         self._send({"op": "started", "id": request["id"], "pid": pid}, (pidfd,))
         os.close(pidfd)
@@ -236,9 +237,8 @@ class Launcher:
     def end(self) -> None:
         """Kill all guests and everything they started, and remove their cgroups."""
         signal.set_wakeup_fd(-1)
-        directories = [name for child in self._children.values() for name in child.cgroup_dirs]
         tree.reap_all()
-        for directory in directories:
+        for directory in self._cgroup_dirs:  # also of guests that ended and left something there
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
 
