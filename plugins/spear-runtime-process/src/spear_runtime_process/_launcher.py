@@ -174,7 +174,8 @@ class Launcher:
                     pending.process.close()
             raise
         if pending.process is None:
-            raise InstanceStartError(f"the launcher of processes is gone: {self.unfit}")
+            gone = f"the launcher of processes is gone: {self.unfit}"
+            raise InstanceStartError(gone, retryable=True)  # the next one has a new launcher
         return pending.process
 
     async def _send(self, data: bytes, descriptors: Sequence[int]) -> None:

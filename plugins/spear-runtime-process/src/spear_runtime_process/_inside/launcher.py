@@ -37,6 +37,8 @@ from typing import Any
 from . import confine, monitor, seccomp, tree, wire
 
 _MAX_ERROR = 4096
+_IDLE_MS = 250
+"""Quiet time before the first import of a zygote: who runs one short agent shall not pay for it."""
 _ERRORS, _ENVIRONMENT, _REPORT = 3, 4, 5
 FILTER_DESCRIPTOR = 6
 """Where a program finds the seccomp filter when the request asks for it (`"filter": true`)."""
@@ -142,8 +144,9 @@ class Launcher:
         poll.register(self._connection, select.POLLIN)
         poll.register(wake, select.POLLIN)
         todo = deque(preload)
+        patience = _IDLE_MS
         while True:
-            ready = [descriptor for descriptor, _ in poll.poll(0 if todo else None)]
+            ready = [descriptor for descriptor, _ in poll.poll(patience if todo else None)]
             if wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
@@ -154,6 +157,7 @@ class Launcher:
                 while item := self._reader.next():
                     self._spawn(*item)
             if not ready and todo:
+                patience = 0
                 self.preload(todo.popleft())
                 gc.freeze()
 
