@@ -63,9 +63,7 @@ def _converter() -> cattrs.Converter:
     for cls in (str, bool, int, float):
         converter.register_structure_hook(cls, _exactly)
     converter.register_structure_hook(Path, lambda raw, _: Path(_exactly(raw, str)))
-    converter.register_structure_hook_func(
-        lambda cls: isinstance(cls, type) and issubclass(cls, enum.Enum), _enum
-    )
+    converter.register_structure_hook(enum.Enum, _enum)
     converter.register_structure_hook_factory(
         lambda cls: _origin(cls) in _SEQUENCES,
         lambda cls: _sequence_hook(converter, cls),
