@@ -37,6 +37,7 @@ __all__ = ["LocalSocketConfig", "connect", "open_local_socket"]
 _SOCKET = "node.sock"
 _SCHEME = "unix://"
 _HANDSHAKE_S = 5.0
+_KNOCK_AGAIN_S = 0.02
 _LAST_ANSWERS_S = 5.0
 """How long requests under way may take to be answered once the node has ended its tasks."""
 
@@ -135,14 +136,27 @@ async def open_local_socket(
 
 
 async def _dial(path: Path) -> SocketChannel:
+    """Connect; while too many others wait to be let in, knock again."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    give_up = trio.current_time() + _HANDSHAKE_S
     try:
-        with short_path(path) as short:
-            sock.connect(short)
+        while True:
+            try:
+                with short_path(path) as short:
+                    sock.connect(short)
+            except BlockingIOError:
+                if trio.current_time() >= give_up:
+                    raise
+                await trio.sleep(_KNOCK_AGAIN_S)
+            else:
+                break
+        await trio.lowlevel.checkpoint()
     except OSError as error:
         sock.close()
         raise NodeUnreachableError(_nobody_there(path, error)) from error
-    await trio.lowlevel.checkpoint()
+    except trio.Cancelled:
+        sock.close()
+        raise
     return SocketChannel(sock)
 
 

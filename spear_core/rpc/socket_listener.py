@@ -20,7 +20,8 @@ from spear_core.rpc.socket_channel import SocketChannel
 
 __all__ = ["SocketListener", "bind_unix", "short_path"]
 
-_BACKLOG = 128
+_BACKLOG = 1024
+"""Who connects while it is full is refused, and at 128 a script's thousand clients were."""
 _ACCEPT_PAUSE_S = 0.1
 """Pause after the process ran out of file descriptors."""
 _log = logging.getLogger("spear.rpc")

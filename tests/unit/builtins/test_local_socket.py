@@ -349,5 +349,5 @@ async def test_many_clients_at_once(open_door: OpenDoor, scripted: Scripted) -> 
             assert await client.list_plugins() == []
 
     async with open_door(scripted(list_plugins=[])) as url, trio.open_nursery() as nursery:
-        for _ in range(100):
+        for _ in range(400):
             nursery.start_soon(ask, url)
