@@ -28,7 +28,7 @@ from spear_core.api import (
 )
 from spear_core.errors import InvalidRequestError, ProtocolError
 from spear_core.rpc import Call, Reply
-from spear_core.rpc.codec import decode_head, encode_head
+from spear_core.rpc.codec import cut_text, decode_head, encode_head
 
 __all__ = ["NodeClient", "answer"]
 
@@ -39,6 +39,7 @@ _INLINE_OUTPUT = 4096
 """Bytes of output that go within the head; more goes as payload."""
 _LONGEST_HEAD = 60_000
 _LONGEST_TEXT = 4096
+"""Bytes of each text of an error whose texts are too many for a head; ten of them fit."""
 
 
 def _convert(value: object, to: type[T]) -> T:
@@ -72,8 +73,9 @@ async def _invoke(node: NodeApi, call: Call) -> Reply:
     request = _convert({**call.args, "payload": bytes(call.payload)}, InvokeRequest)
     response = await node.invoke(request)
     task, output = _split(response.task)
-    if task is not response.task:
-        response = attrs.evolve(response, task=task)
+    message = cut_text(response.message, _LONGEST_TEXT)
+    if task is not response.task or len(message) != len(response.message):
+        response = attrs.evolve(response, task=task, message=message)
     return Reply({"value": response}, output)
 
 
@@ -169,13 +171,16 @@ def _fit(result: TaskResult, error: ErrorInfo) -> TaskResult:
     """Cut an error's texts if a head cannot hold them."""
     details = error.details
     if len(error.message) + sum(map(len, details.values())) <= _LONGEST_TEXT or (
-        len(encode_head(result)) < _LONGEST_HEAD
+        len(encode_head(result)) < _LONGEST_HEAD - _LONGEST_TEXT
     ):
         return result
     error = attrs.evolve(
         error,
-        message=error.message[:_LONGEST_TEXT],
-        details={key[:100]: text[-_LONGEST_TEXT:] for key, text in list(details.items())[:8]},
+        message=cut_text(error.message, _LONGEST_TEXT),
+        details={
+            cut_text(key, 100): cut_text(text[::-1], _LONGEST_TEXT)[::-1]  # its end says most
+            for key, text in list(details.items())[:8]
+        },
     )
     return attrs.evolve(result, error=error)
 

@@ -29,6 +29,7 @@ from spear_core.errors import (
 
 __all__ = [
     "RequestHead",
+    "cut_text",
     "decode_head",
     "encode_head",
     "encode_small_head",
@@ -48,7 +49,7 @@ T = TypeVar("T")
 Payload = bytes | bytearray | memoryview
 
 _MAX_TEXT = 16_384
-"""Characters of an error message that go over the wire; a head has room for 65535 bytes."""
+"""Bytes of an error message that go over the wire; a head has room for 65535."""
 
 _NO_USAGE = ExecutionUsage()
 _LEVELS = {int(level): level for level in IsolationLevel}
@@ -127,9 +128,14 @@ class _ExecuteHead(msgspec.Struct):
 def encode_head(value: object) -> bytes:
     """``value`` as msgpack: a dict, an attrs object, or anything else msgspec knows.
 
-    **Raises** :exc:`TypeError` for a value that has no such form.
+    **Raises** :exc:`TypeError` for a value that has no such form, and
+    :exc:`~spear_core.errors.InvalidRequestError` for text that is no Unicode: a file name, an
+    argument or a variable that was no UTF-8 to begin with.
     """
-    return _encode(value)
+    try:
+        return _encode(value)
+    except UnicodeEncodeError as exc:
+        raise InvalidRequestError(f"{exc.object[:200]!r} is not valid Unicode text") from exc
 
 
 def encode_small_head(head: dict[str, Any]) -> bytes:
@@ -137,7 +143,7 @@ def encode_small_head(head: dict[str, Any]) -> bytes:
 
     **Raises** :exc:`~spear_core.errors.InvalidRequestError` when a frame cannot hold it.
     """
-    data = _encode(head)
+    data = encode_head(head)
     if len(data) > _MAX_HEAD:
         raise InvalidRequestError(f"a head has at most {_MAX_HEAD} bytes, this one {len(data)}")
     return data
@@ -158,6 +164,11 @@ def decode_head(data: bytes | memoryview, type: type[T]) -> T:  # noqa: A002 - m
         raise ProtocolError(f"malformed head: {exc}") from exc
 
 
+def cut_text(text: str, size: int) -> str:
+    """``text``, without its end if it has more than ``size`` bytes in UTF-8."""
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
+
+
 def _converted(value: object, to: type[T]) -> T:
     """A value that came out of msgpack already, as ``to``."""
     try:
@@ -173,10 +184,10 @@ def error_to_head(exc: Exception) -> bytes:
     """
     if not isinstance(exc, SpearError):
         text = f"{type(exc).__name__}: {exc}"
-        return _encode(_ErrorHead(name="SpearError", message=text[:_MAX_TEXT]))
+        return _encode(_ErrorHead(name="SpearError", message=cut_text(text, _MAX_TEXT)))
     head = _ErrorHead(
         name=type(exc).__name__,
-        message=exc.message[:_MAX_TEXT],
+        message=cut_text(exc.message, _MAX_TEXT),
         code=exc.code,
         retryable=exc.retryable,
         **{name: getattr(exc, name, None) for name in _ERROR_ATTRIBUTES},
@@ -263,7 +274,7 @@ def execution_response_to_head(response: ExecutionResponse) -> dict[str, Any]:
         error = response.error
         head["error"] = {
             "code": error.code,
-            "message": error.message[:_MAX_TEXT],
+            "message": cut_text(error.message, _MAX_TEXT),
             "kind": error.kind,
             "details": dict(error.details),
         }

@@ -218,6 +218,53 @@ async def test_a_failure_with_a_long_story_arrives(open_door: OpenDoor, scripted
 
 
 @pytest.mark.parametrize(
+    ("message", "details"),
+    [
+        ("x" * 70_000, {}),
+        ("\N{GRINNING FACE}" * 16_384, {}),
+        ("short", {f"key {n}": "\N{GRINNING FACE}" * 5_000 for n in range(10)}),
+    ],
+)
+async def test_a_failure_in_letters_of_four_bytes_arrives(
+    open_door: OpenDoor, scripted: Scripted, message: str, details: dict[str, str]
+) -> None:
+    error = ErrorInfo(code="unknown", message=message, kind="E", details=details)
+    result = attrs.evolve(RESULT, output=b"", error=error)
+    task = attrs.evolve(TASK, state=TaskState.FAILED, result=result)
+    failed = InvokeResponse(success=False, message=message, task=task)
+    async with open_door(scripted(invoke=failed)) as url, connect(url) as client:
+        got = await client.invoke(InvokeRequest(function="f"))
+    assert got.message == message[: len(got.message)] != ""
+    assert got.task.result is not None
+    assert got.task.result.error is not None
+    assert got.task.result.error.message == message[: len(got.task.result.error.message)] != ""
+    for key, text in got.task.result.error.details.items():
+        assert details[key].endswith(text)
+        assert text
+
+
+async def test_an_error_in_letters_of_four_bytes_does_not_end_the_session(
+    open_door: OpenDoor, scripted: Scripted
+) -> None:
+    node = scripted(invoke=InvalidRequestError("\N{GRINNING FACE}" * 20_000), list_plugins=[])
+    async with open_door(node) as url, connect(url) as client:
+        with pytest.raises(InvalidRequestError, match="\N{GRINNING FACE}" * 4_000):
+            await client.invoke(InvokeRequest(function="f"))
+        assert await client.list_plugins() == []
+
+
+async def test_what_is_no_unicode_is_refused_clearly(
+    open_door: OpenDoor, scripted: Scripted
+) -> None:
+    upload = ArtifactUpload(name="f", filename="f.sh", content=b"", env={"A": "\udcff"})
+    async with open_door(scripted()) as url, connect(url) as client:
+        with pytest.raises(InvalidRequestError, match="not valid Unicode"):
+            await client.invoke(InvokeRequest(function="f\udcff"))
+        with pytest.raises(InvalidRequestError, match="not valid Unicode"):
+            await client.deploy(upload)
+
+
+@pytest.mark.parametrize(
     ("error", "attribute", "value"),
     [
         (ArtifactNotFoundError("no artifact f"), "code", "not_found"),
