@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import attrs
 import msgspec
 import trio
 
@@ -49,7 +50,11 @@ class TaskLog:
             message=message.removesuffix("\n"),
             execution_id=execution_id,
         )
-        line = _encoder.encode(entry) + b"\n"
+        try:
+            line = _encoder.encode(entry) + b"\n"
+        except UnicodeEncodeError:  # a guest's text may hold what is no character
+            text = entry.message.encode("utf-8", "replace").decode()
+            line = _encoder.encode(attrs.evolve(entry, message=text)) + b"\n"
         if self._size + len(line) > self._max_bytes:
             self._drop(f"the task's log may have {self._max_bytes} bytes (logs.max_task_log_bytes)")
             return
@@ -82,15 +87,16 @@ class TaskLog:
         """No more entries come; readers that wait are told."""
         self._closed = True
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            descriptor, self._descriptor = self._descriptor, -1
+            with suppress(OSError):
+                os.close(descriptor)
         self._wake()
 
     def remove(self) -> None:
-        """Delete the file."""
+        """Delete the file, if the disk lets us; :meth:`TaskLogDirectory.prune` tries again."""
         self.close()
         if self._size:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(self._path)
 
     def _wake(self) -> None:
@@ -104,26 +110,31 @@ class TaskLog:
             if self._changed is None:
                 self._changed = trio.Event()
             await self._changed.wait()
-        chunk = read_entries(self._path, cursor) if cursor < self._size else _nothing(cursor)
-        at_end = chunk.cursor >= self._size
-        if not (at_end and self._closed):
-            return LogChunk(entries=chunk.entries, cursor=chunk.cursor, finished=False)
-        return LogChunk(
-            entries=chunk.entries + self._dropped_entry(), cursor=chunk.cursor, finished=True
-        )
+        chunk = self._read(cursor) if cursor < self._size else _nothing(cursor)
+        entries = chunk.entries
+        # A file that somebody cut ends before our size does; nobody may read that end for ever.
+        cursor = max(chunk.cursor, self._size) if chunk.finished else chunk.cursor
+        finished = cursor >= self._size and self._closed
+        if finished and self._dropped:
+            reason = f"{self._dropped} log entries were dropped: {self._drop_reason}"
+            entries += (self._remark(reason),)
+        return LogChunk(entries=entries, cursor=cursor, finished=finished)
 
-    def _dropped_entry(self) -> tuple[LogEntry, ...]:
-        if not self._dropped:
-            return ()
-        return (
-            LogEntry(
-                seq=self._entries + 1,
-                ts=time.time(),
-                level="warn",
-                source="node",
-                message=f"{self._dropped} log entries were dropped: {self._drop_reason}",
-                execution_id="",
-            ),
+    def _read(self, cursor: int) -> LogChunk:
+        try:
+            return read_entries(self._path, cursor)
+        except OSError as error:
+            remark = self._remark(f"the log cannot be read: {self._path}: {error.strerror}")
+            return LogChunk(entries=(remark,), cursor=cursor, finished=True)
+
+    def _remark(self, message: str) -> LogEntry:
+        return LogEntry(
+            seq=self._entries + 1,
+            ts=time.time(),
+            level="warn",
+            source="node",
+            message=message,
+            execution_id="",
         )
 
 
@@ -134,7 +145,8 @@ def _nothing(cursor: int) -> LogChunk:
 def read_entries(path: str, cursor: int) -> LogChunk:
     """Whole entries of a log file from the byte ``cursor`` on; ``finished`` at its end.
 
-    A line that is no entry (a crash cut it, somebody edited it) is passed over.
+    A line that is no entry (a crash cut it, somebody edited it) is passed over, and so is one
+    without an end.
     """
     entries: list[LogEntry] = []
     with open(path, "rb") as file:
@@ -147,7 +159,10 @@ def read_entries(path: str, cursor: int) -> LogChunk:
         with suppress(msgspec.DecodeError):
             entries.append(_decoder.decode(block[position:end]))
         position = end + 1
-    finished = position >= len(block) and len(block) < _CHUNK_BYTES
+    at_end = len(block) < _CHUNK_BYTES or b"\n" not in block
+    if at_end and block.find(b"\n", position) < 0:
+        position = len(block)
+    finished = at_end and position >= len(block)
     return LogChunk(entries=tuple(entries), cursor=cursor + position, finished=finished)
 
 

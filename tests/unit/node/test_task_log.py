@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from spear_core.api import LogChunk
-from spear_core.node._task_log import TaskLogDirectory
+from spear_core.node._task_log import TaskLog, TaskLogDirectory
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ FULL = """
 import sys, resource, signal
 from pathlib import Path
 import trio
-from spear_core.node._task_log import TaskLogDirectory
+from spear_core.node._task_log import TaskLog, TaskLogDirectory
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -160,3 +160,76 @@ def test_logs_of_an_earlier_run_are_readable_and_pruned(
     assert old is not None
     assert messages(old) == ["from 3"]
     assert again.read_old("../logs/t-3", 0) is None
+
+
+async def _follow(log: TaskLog, *, at_most: int = 5) -> list[str]:
+    """Every message until the end, in a few reads rather than for ever."""
+    seen: list[str] = []
+    cursor = 0
+    for _ in range(at_most):
+        chunk = await log.read(cursor, wait=True)
+        seen += messages(chunk)
+        if chunk.finished:
+            return seen
+        cursor = chunk.cursor
+    raise AssertionError(f"no end after {at_most} reads: {seen}")
+
+
+async def test_a_follower_of_a_file_that_somebody_cut_or_removed_comes_to_its_end(
+    directory: TaskLogDirectory, tmp_path: Path
+) -> None:
+    for name in ("cut", "removed"):
+        log = directory.open(name)
+        log.append("e-1", "hello", level="info", source="guest")
+        file = tmp_path / "logs" / f"{name}.log"
+        if name == "cut":
+            os.truncate(file, 5)
+        else:
+            file.unlink()
+        log.close()
+        assert "hello" not in await _follow(log)
+        log.remove()
+
+
+async def test_who_follows_a_task_that_is_forgotten_is_told(directory: TaskLogDirectory) -> None:
+    log = directory.open("t-1")
+    log.append("e-1", "hello", level="info", source="guest")
+    log.remove()
+    (remark,) = await _follow(log)
+    assert "cannot be read" in remark
+
+
+async def test_a_directory_that_vanishes_costs_the_log_only(
+    directory: TaskLogDirectory, tmp_path: Path
+) -> None:
+    log = directory.open("t-1")
+    log.append("e-1", "hello", level="info", source="guest")
+    (tmp_path / "logs" / "t-1.log").unlink()
+    (tmp_path / "logs").rmdir()
+    (tmp_path / "logs").write_text("no directory any more")
+    log.remove()
+
+
+async def test_text_that_is_no_unicode_is_kept_as_far_as_it_goes(
+    directory: TaskLogDirectory,
+) -> None:
+    log = directory.open("t-1")
+    log.append("e-1", "a\udcffb", level="info", source="guest")
+    assert messages(await log.read(0, wait=True)) == ["a?b"]
+    log.close()
+
+
+@pytest.mark.parametrize("padding", [0, 1 << 20])
+def test_an_old_log_that_a_crash_cut_has_an_end(
+    directory: TaskLogDirectory, tmp_path: Path, padding: int
+) -> None:
+    whole = b'{"seq":1,"ts":1,"level":"info","source":"guest","message":"m","execution_id":"e"}\n'
+    (tmp_path / "logs" / "t-1.log").write_bytes(whole + b'{"seq":2,"message":"' + b"x" * padding)
+    seen: list[str] = []
+    cursor, finished = 0, False
+    for _ in range(3):
+        chunk = directory.read_old("t-1", cursor)
+        assert chunk is not None
+        seen += messages(chunk)
+        cursor, finished = chunk.cursor, chunk.finished
+    assert (seen, finished) == (["m"], True)
