@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -16,17 +17,16 @@ from spear_runtime_process.plugin import spear_runtimes
 DEGRADED = ProcessConfig(use_cgroups=False, bwrap="no-such-bwrap")
 
 
-@pytest.fixture(autouse=True)
-def own_channels(
-    monkeypatch: pytest.MonkeyPatch, make_channels: Callable[[], ChannelFactory]
-) -> None:
+class OwnChannels(RuntimeContract):
     """This distribution's tests run where no transport is installed, too."""
 
-    @asynccontextmanager
-    async def opened(*_: object) -> AsyncGenerator[ChannelFactory]:
-        yield make_channels()
+    @pytest.fixture(autouse=True)
+    def _bring_channels(self, make_channels: Callable[[], ChannelFactory]) -> None:
+        self._make_channels = make_channels
 
-    monkeypatch.setattr("spear_core.testing._runtime_contract.open_channels", opened)
+    @asynccontextmanager
+    async def open_channels(self, tmp_path: Path) -> AsyncGenerator[ChannelFactory]:
+        yield self._make_channels()
 
 
 def agent(body: str) -> Sample:
@@ -36,7 +36,7 @@ def agent(body: str) -> Sample:
     return Sample(filename="sample.py", content=f"{head}def main(data: bytes) -> bytes:\n{lines}")
 
 
-class TestCommand(RuntimeContract):
+class TestCommand(OwnChannels):
     spec = SPEC
     config = ProcessConfig()
     echo = Sample(filename="echo.sh", content="#!/bin/sh\nexec cat\n")
@@ -51,7 +51,7 @@ class TestCommandDegraded(TestCommand):
     config = DEGRADED
 
 
-class TestAgent(RuntimeContract):
+class TestAgent(OwnChannels):
     spec = SPEC
     config = ProcessConfig()
     echo = agent("return data")
