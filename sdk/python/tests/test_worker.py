@@ -423,7 +423,7 @@ def test_ends_at_once_when_the_node_dies_while_it_loads(
 # Hostcalls.
 
 
-@pytest.mark.parametrize("payload", [b"question", bytes(1_000_000)])
+@pytest.mark.parametrize("payload", [b"question", bytes(1_000_000)], ids=["short", "long"])
 def test_a_hostcall_is_answered(node: Any, payload: bytes) -> None:
     number = node.request("call", payload)
     asked = node.receive()
