@@ -101,13 +101,13 @@ def _wheel(folder: Path, name: str) -> Path:
     return wheel
 
 
-def _install(session: nox.Session, *names: str, resolution: str = "highest") -> None:
+def _install(session: nox.Session, *names: str) -> None:
     """Install built wheels of ours, and what tests need, into the session's environment."""
     wheels = _wheels(session, names)
     wheels = [f"{w}[testing]" if "spear_core-" in w else w for w in wheels]
     # ours are built anew under one version number: without --reinstall-package, old ones stay
     fresh = [f"--reinstall-package={name}" for name in BY_NAME]
-    session.install("--resolution", resolution, *fresh, *wheels)
+    session.install(*fresh, *wheels)
     session.install(*_group("test"))
 
 
@@ -145,10 +145,17 @@ def together(session: nox.Session) -> None:
     _pytest(session, *_everything())
 
 
-@nox.session(python=OLDEST)
+@nox.session(python=OLDEST, reuse_venv=False)
 def lowest(session: nox.Session) -> None:
     """Everything with the lowest versions that we say are enough."""
-    _install(session, *BY_NAME, resolution="lowest-direct")
+    projects = [_project(member)["project"] for member in BY_NAME.values()]
+    named = [r for project in projects for r in project["dependencies"]]
+    named += [r for p in projects for e in p.get("optional-dependencies", {}).values() for r in e]
+    # what a wheel needs is not "direct" to uv: name it
+    direct = [requirement for requirement in named if not requirement.startswith("spear-")]
+    session.install("--resolution", "lowest-direct", *_wheels(session, BY_NAME), *direct)
+    session.install(*_group("test"))
+    session.run("uv", "pip", "list", "--quiet", external=True)
     _pytest(session, *_everything())
 
 
