@@ -7,6 +7,7 @@ whatever way, cancels it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVarTuple
@@ -16,6 +17,7 @@ import trio
 __all__ = ["Background", "open_background"]
 
 Ts = TypeVarTuple("Ts")
+_log = logging.getLogger("spear")
 
 
 class Background:
@@ -31,6 +33,16 @@ class Background:
         self._nursery.start_soon(self._run, function, args)
 
     async def _run(self, function: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts]) -> None:
+        try:
+            await self._shielded(function, args)
+        except Exception:  # barrier: a service that is cancelled takes no other one along
+            if not self._stopped:
+                raise
+            _log.exception("a background service ended badly")
+
+    async def _shielded(
+        self, function: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts]
+    ) -> None:
         with trio.CancelScope(shield=True) as scope:
             if self._stopped:
                 scope.cancel()

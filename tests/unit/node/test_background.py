@@ -48,3 +48,42 @@ async def test_a_service_started_too_late_ends_at_once() -> None:
     async with open_background() as background:
         background.stop()
         background.start_soon(trio.sleep_forever)
+
+
+async def test_what_a_service_raises_while_it_is_cancelled_ends_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended: list[str] = []
+
+    async def fails() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("cannot close")
+
+    async def takes_its_time() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.05)
+            ended.append("whole")
+
+    async with open_background() as background:
+        background.start_soon(takes_its_time)
+        background.start_soon(fails)
+        await trio.testing.wait_all_tasks_blocked()
+    assert ended == ["whole"]
+    assert "cannot close" in caplog.text
+
+
+async def test_a_service_that_fails_is_heard() -> None:
+    async def fails() -> None:
+        raise ValueError("a bug of ours")
+
+    with pytest.raises(ExceptionGroup):
+        async with open_background() as background:
+            background.start_soon(fails)
+            await trio.sleep_forever()
