@@ -48,6 +48,8 @@ class PooledInstance:
     idle_since: float = 0.0
     """On trio's clock."""
     instance: Instance | None = None
+    starting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """What it starts in; of no effect from ``READY`` on."""
     retired: trio.Event = attrs.field(factory=trio.Event)
     reason: str = ""
 
@@ -57,6 +59,8 @@ class PooledInstance:
             self.reason = reason
             self.state = state
             self.retired.set()
+            if self.instance is None:
+                self.starting.cancel()
 
     @property
     def running(self) -> Instance:
@@ -193,12 +197,17 @@ class InstancePool:
         error: SpearError | None = None
         limit = self._config.start_timeout_ms / 1000
         try:
-            with trio.CancelScope(deadline=trio.current_time() + limit) as starting:
+            pooled.starting.deadline = trio.current_time() + limit
+            with pooled.starting:
                 async with self._runtime.open_instance(pooled.spec) as instance:
-                    starting.deadline = math.inf
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    pooled.starting.deadline = math.inf
                     self._started(pooled, instance)
-                    await self._watch(pooled, instance)
-            if starting.cancelled_caught:
+                    try:
+                        await self._watch(pooled, instance)
+                    finally:
+                        self._withdraw(pooled)
+            if pooled.starting.cancelled_caught and not pooled.retired.is_set():
                 error = InstanceStartError(
                     f"an instance of {self._artifact.ref} did not start within {limit:g} s "
                     "(pool.start_timeout_ms)"
@@ -216,8 +225,6 @@ class InstancePool:
 
     def _ended(self, pooled: PooledInstance, error: SpearError | None) -> None:
         del self.live[pooled.spec.id.instance_id]
-        with contextlib.suppress(ValueError):
-            self._idle.remove(pooled)
         if pooled.instance is None:
             self._creating -= 1
             self._fail_next(
@@ -242,14 +249,16 @@ class InstancePool:
                     await self._look(pooled, instance)
             nursery.cancel_scope.cancel()
         self._log.info("instance %s is retired: %s", pooled.spec.id, pooled.reason)
+
+    def _withdraw(self, pooled: PooledInstance) -> None:
+        """Lend it no more; its end may take a while."""
+        pooled.retire("ended")
         with contextlib.suppress(ValueError):
             self._idle.remove(pooled)
 
     async def _watch_failure(self, pooled: PooledInstance, instance: Instance) -> None:
-        reason = await instance.wait_failed()
-        with contextlib.suppress(ValueError):
-            self._idle.remove(pooled)
-        pooled.retire(reason, InstanceState.FAILED)
+        pooled.retire(await instance.wait_failed(), InstanceState.FAILED)
+        self._withdraw(pooled)
 
     def _next_look(self, pooled: PooledInstance) -> float:
         """Seconds until the instance should be checked again."""

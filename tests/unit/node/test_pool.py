@@ -225,3 +225,53 @@ async def test_closing_ends_idle_ones(open_pool: PoolMaker, runtime: Any) -> Non
         pool.close("we close")
         await pool.wait_empty()
         assert runtime.live == 0
+
+
+async def test_closing_does_not_wait_for_an_instance_that_starts(
+    open_pool: PoolMaker, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    runtime.start_delay = 50
+    async with open_pool() as pool, trio.open_nursery() as nursery:
+
+        async def take() -> None:
+            with pytest.raises(InstanceError, match="closing time"):
+                await pool.acquire()
+
+        nursery.start_soon(take)
+        await trio.sleep(1)
+        pool.close("closing time")
+        await pool.wait_empty()
+        assert trio.current_time() < 2
+    assert runtime.opened == []
+
+
+async def test_an_instance_whose_runtime_broke_is_not_lent_while_it_ends(
+    open_pool: PoolMaker, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    open_whole = runtime.open_instance
+    breaking = trio.Event()
+
+    async def break_down() -> None:
+        await breaking.wait()
+        raise InstanceLostError("its runtime lost it")
+
+    @asynccontextmanager
+    async def open_fragile(spec: Any) -> AsyncIterator[Any]:
+        async with trio.open_nursery() as nursery, open_whole(spec) as instance:
+            if not breaking.is_set():
+                nursery.start_soon(break_down)
+            try:
+                yield instance
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(5)
+
+    runtime.open_instance = open_fragile
+    async with open_pool() as pool:
+        first = await pool.acquire()
+        pool.release(first)
+        breaking.set()
+        await trio.sleep(1)
+        second = await pool.acquire()
+        assert second is not first
+        pool.release(second)
