@@ -63,7 +63,7 @@ def _converter() -> cattrs.Converter:
     for cls in (str, bool, int, float):
         converter.register_structure_hook(cls, _exactly)
     converter.register_structure_hook(Path, lambda raw, _: Path(_exactly(raw, str)))
-    converter.register_structure_hook_func(_is_enum, _enum)
+    converter.register_structure_hook(enum.Enum, _enum)
     converter.register_structure_hook_factory(
         lambda cls: _origin(cls) in _SEQUENCES,
         lambda cls: _sequence_hook(converter, cls),
@@ -89,10 +89,6 @@ def _exactly(raw: Any, cls: type[Any]) -> Any:
     if cls is float and type(raw) is int:
         return float(raw)
     raise _Invalid(("", f"expected {cls.__name__}, got {kind_of(raw)}"))
-
-
-def _is_enum(cls: Any) -> bool:
-    return isinstance(cls, type) and issubclass(cls, enum.Enum)
 
 
 def _enum(raw: Any, cls: type[enum.Enum]) -> enum.Enum:
