@@ -92,7 +92,8 @@ class PluginContext:
     state_dir: Path
     """The plugin's own directory; survives restarts. Made on demand by the plugin."""
     cache_dir: Path
-    """Likewise, for what can be made again."""
+    """Likewise, for what can be made again. Others use it at the same time: `spear run`, which
+    opens a node of its own, shares it with the node of the state directory."""
     run_dir: Path
     """Exists, private, short path, empty at start: sockets and the like."""
     log: logging.Logger

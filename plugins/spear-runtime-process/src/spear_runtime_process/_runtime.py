@@ -28,6 +28,7 @@ from spear_runtime_process._launchers import Launchers, open_launchers
 from spear_runtime_process._machine import Machine, look_around
 from spear_runtime_process._plan import Confiner, make_plan
 from spear_runtime_process._recognise import AGENT, COMMAND, command_line
+from spear_runtime_process._workspace import open_workspace
 
 _FRESH_SECONDS = 30.0
 """How long what was found out about the machine is taken for true."""
@@ -37,15 +38,21 @@ class ProcessRuntime(Runtime):
     """Makes commands and agents. Made by :func:`open_runtime`."""
 
     def __init__(
-        self, context: PluginContext, config: ProcessConfig, machine: Machine, launchers: Launchers
+        self,
+        context: PluginContext,
+        config: ProcessConfig,
+        *,
+        machine: Machine,
+        launchers: Launchers,
+        workspace: Path,
     ) -> None:
         self._context = context
         self._config = config
         self._machine = machine
         self._looked_at = trio.current_time()
         self._launchers = launchers
-        self._code = context.cache_dir / "code"
-        self._scratch = context.cache_dir / "scratch"
+        self._code = workspace / "code"
+        self._scratch = workspace / "scratch"
 
     async def fingerprint(self) -> Fingerprint:
         """The layers of isolation, each as found by trying it."""
@@ -120,8 +127,16 @@ def _install(source: Path, place: Path) -> None:
     Path(name).replace(place)
 
 
-def _discard(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+@contextlib.asynccontextmanager
+async def _open_workspace(cache: Path) -> AsyncGenerator[Path]:
+    """A directory of this node's own; others may use the same cache."""
+    workspace = open_workspace(cache)
+    place = await trio.to_thread.run_sync(workspace.__enter__)
+    try:
+        yield place
+    finally:
+        with trio.CancelScope(shield=True):  # ends by itself: it only removes files
+            await trio.to_thread.run_sync(workspace.__exit__, None, None, None)
 
 
 @contextlib.asynccontextmanager
@@ -130,9 +145,10 @@ async def open_runtime(
 ) -> AsyncGenerator[ProcessRuntime]:
     """The runtime of one node, while the block lasts; all its processes end with it."""
     machine = await look_around(bwrap=config.bwrap, use_cgroups=config.use_cgroups)
-    for name in ("code", "scratch"):  # of artifacts long gone, of a node that was killed
-        left = context.cache_dir / name
-        if left.exists():
-            await trio.to_thread.run_sync(_discard, left)
-    async with open_launchers(config, context.log) as launchers:
-        yield ProcessRuntime(context, config, machine, launchers)
+    async with (
+        _open_workspace(context.cache_dir) as workspace,
+        open_launchers(config, context.log) as launchers,
+    ):
+        yield ProcessRuntime(
+            context, config, machine=machine, launchers=launchers, workspace=workspace
+        )
