@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from spear_core.node.paths import StatePaths
 
 __all__ = ["hold_state", "open_run_dir", "write_atomically"]
 
+_NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_RUN_DIR = 60
 """Bytes. A socket's path may have 107 (``man 7 unix``); below lie a plugin's and a file's name."""
 
@@ -67,9 +69,10 @@ def _lock(descriptor: int, paths: StatePaths) -> None:
 
 
 def _node_id(path: Path) -> str:
-    """The node's identity: made once, kept on disk."""
-    with suppress(FileNotFoundError):
-        if found := path.read_text(encoding="ascii").strip():
+    """The node's identity: made once, kept on disk; made anew when the file is damaged."""
+    with suppress(FileNotFoundError, UnicodeDecodeError):
+        found = path.read_text(encoding="ascii").strip()
+        if _NODE_ID.fullmatch(found):
             return found
     made = f"n-{secrets.token_hex(8)}"
     write_atomically(path, made.encode() + b"\n")

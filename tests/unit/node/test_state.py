@@ -104,3 +104,13 @@ def test_the_run_directory_is_emptied_and_has_a_short_path(tmp_path: Path) -> No
 )
 def test_the_default_state_directory(environ: dict[str, str], expected: str) -> None:
     assert default_state_dir(environ) == Path(expected)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"a" * 10_000, b"../x\n"])
+def test_a_damaged_identity_is_made_anew(tmp_path: Path, damage: bytes) -> None:
+    paths = StatePaths(tmp_path)
+    paths.node_id.write_bytes(damage)
+    with hold_state(paths) as first:
+        assert first.startswith("n-")
+    with hold_state(paths) as second:
+        assert second == first
