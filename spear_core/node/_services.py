@@ -31,7 +31,7 @@ from spear_core.errors import (
 )
 from spear_core.node._background import Background
 from spear_core.node._failures import as_spear_error
-from spear_core.plugins import Plugins, suggest_distribution
+from spear_core.plugins import Owned, Plugins, suggest_distribution
 
 __all__ = ["ContextMaker", "Services"]
 
@@ -65,6 +65,15 @@ class ContextMaker:
         )
 
 
+@attrs.define(eq=False)
+class _Opening(Generic[T]):
+    """One attempt, for all who wait for it; the next may have begun before they look."""
+
+    over: trio.Event = attrs.field(factory=trio.Event)
+    value: T | None = None
+    error: SpearError | None = None
+
+
 class _Opened(Generic[T]):
     """One service that a background task opens on first use and holds open."""
 
@@ -79,39 +88,34 @@ class _Opened(Generic[T]):
         self._open = open_it
         self._background = background
         self._log = log
-        self._ready: trio.Event | None = None
+        self._opening: _Opening[T] | None = None
         self.value: T | None = None
-        self._error: SpearError | None = None
 
     async def get(self) -> T:
         """The open service; a failed opening is tried again by the next caller."""
-        if self.value is None:
-            if self._ready is None:
-                self._ready = trio.Event()
-                self._error = None
-                self._background.start_soon(self._hold, self._ready)
-            await self._ready.wait()
-        return self._value_or_error()
+        if self.value is not None:
+            return self.value
+        if self._opening is None:
+            self._opening = _Opening()
+            self._background.start_soon(self._hold, self._opening)
+        opening = self._opening
+        await opening.over.wait()
+        if opening.value is None:
+            raise opening.error or SpearError(f"{self._name} is closed", code="unavailable")
+        return opening.value
 
-    def _value_or_error(self) -> T:
-        if self.value is None:
-            assert self._error is not None
-            raise self._error
-        return self.value
-
-    async def _hold(self, ready: trio.Event) -> None:
+    async def _hold(self, opening: _Opening[T]) -> None:
         try:
             async with self._open() as value:
-                self.value = value
-                ready.set()
+                self.value = opening.value = value
+                opening.over.set()
                 await trio.sleep_forever()
         except Exception as raised:  # barrier: one plugin
-            self._error = as_spear_error(raised, self._name, self._log)
+            opening.error = as_spear_error(raised, self._name, self._log)
         finally:
-            self.value = None
-            self._ready = None
-            self._error = self._error or SpearError(f"{self._name} is closed", code="unavailable")
-            ready.set()
+            self.value = opening.value = None
+            self._opening = None
+            opening.over.set()
 
 
 class Services:
@@ -161,11 +165,8 @@ class Services:
             self._opened[kind, name] = opened
         return await opened.get()
 
-    async def runtime(self, name: str) -> Runtime:
-        """The open runtime of this name.
-
-        :raises RuntimeNotFoundError: no plugin has it. :raises RuntimeFault: it cannot open.
-        """
+    def declared_runtime(self, name: str) -> Owned[RuntimeSpec[Any]]:
+        """The declaration of this runtime. :raises RuntimeNotFoundError: no plugin has it."""
         owned = self._plugins.runtimes.get(name)
         if owned is None:
             hint = suggest_distribution(name)
@@ -173,6 +174,14 @@ class Services:
                 f"no runtime named {name!r} is installed"
                 + (f"; `pip install {hint}` provides it" if hint else "")
             )
+        return owned
+
+    async def runtime(self, name: str) -> Runtime:
+        """The open runtime of this name.
+
+        :raises RuntimeNotFoundError: no plugin has it. :raises RuntimeFault: it cannot open.
+        """
+        owned = self.declared_runtime(name)
         runtime = await self.open("runtime", name, owned.plugin_name, owned.spec)
         assert isinstance(runtime, Runtime)
         return runtime
@@ -194,9 +203,10 @@ class Services:
         """Open a runtime and ask it about this machine; its refusal to open is an answer too."""
         try:
             return await (await self.runtime(name)).fingerprint()
-        except RuntimeUnavailableError as error:
-            return Fingerprint(health=Health.UNDETECTED, message=error.message)
-        except SpearError as error:
+        except RuntimeUnavailableError as unavailable:
+            return Fingerprint(health=Health.UNDETECTED, message=unavailable.message)
+        except Exception as raised:  # barrier: one runtime
+            error = as_spear_error(raised, f"runtime {name}", self._log)
             return Fingerprint(health=Health.UNHEALTHY, message=error.message)
 
     def is_open(self, kind: str, name: str) -> bool:
