@@ -14,7 +14,8 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -36,7 +37,7 @@ __all__ = ["ArtifactStore", "parse_function"]
 _HASH_INLINE_BYTES = 256 << 10
 """Hashing this takes as long as two hops to a thread and back (0.1 ms)."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_FUNCTION = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>[0-9]+|latest))?(?::(?P<entry>.+))?")
+_FUNCTION = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>[0-9]{1,9}|latest))?(?::(?P<entry>.+))?")
 
 
 @attrs.frozen(kw_only=True)
@@ -101,6 +102,7 @@ class ArtifactStore:
         self._names: dict[str, _Name] = {}
         self._artifacts: dict[tuple[str, int], Artifact] = {}
         self._users: Counter[tuple[str, int]] = Counter()
+        self._leaving: set[tuple[str, int]] = set()
         self._staged: Counter[str] = Counter()
         self._unreadable: dict[str, str] = {}
         self._load(warn)
@@ -144,6 +146,8 @@ class ArtifactStore:
             )
         number = record.versions[-1].version if version is None else version
         artifact = self._artifacts.get((name, number))
+        if (name, number) in self._leaving:
+            raise ArtifactNotFoundError(f"artifact {name}@{number} is being deleted")
         if artifact is None:
             have = ", ".join(str(v.version) for v in record.versions)
             raise ArtifactNotFoundError(f"artifact {name!r} has no version {number}; it has {have}")
@@ -204,8 +208,11 @@ class ArtifactStore:
         """The artifact that an upload would become, and whether that version exists already."""
         version = self._version(upload, digest, runtime=runtime, shape=shape, reuse=reuse)
         record = self._names.get(upload.name)
-        if record and record.versions and record.versions[-1].settings() == version.settings():
-            return self._artifacts[upload.name, record.versions[-1].version], True
+        latest = record.versions[-1] if record and record.versions else None
+        if latest and latest.settings() == version.settings():
+            key = (upload.name, latest.version)
+            if key not in self._leaving:
+                return self._artifacts[key], True
         return self._artifact(upload.name, version), False
 
     def _version(
@@ -344,6 +351,16 @@ class ArtifactStore:
                     f"{'s' if users > 1 else ''}; wait for them or cancel them"
                 )
         return wanted
+
+    @contextmanager
+    def leaving(self, artifacts: Sequence[Artifact]) -> Iterator[None]:
+        """Let nobody begin to use them while the block lasts."""
+        keys = {(artifact.name, artifact.version) for artifact in artifacts}
+        self._leaving |= keys
+        try:
+            yield
+        finally:
+            self._leaving -= keys
 
     def delete(self, artifact: Artifact) -> None:
         """Remove one version; its number is never given again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +42,11 @@ from spear_core.node._tasks import Task, TaskTable
 from spear_core.plugins import Plugins, suggest_distribution
 
 __all__ = ["LocalNode", "NodeIdentity"]
+
+_LONGEST_FIELD = 1024
+"""Characters of a function, a content type, a trace: together far less than a head holds."""
+_LONGEST_TIMEOUT_S = 1e9
+_MOST_BYTES = 1 << 62
 
 
 @attrs.frozen(kw_only=True)
@@ -90,13 +94,9 @@ class LocalNode(NodeApi):
 
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         self._refuse_when_stopping()
+        self._check_sizes(request)
         artifact, entry = self._artifacts.resolve(request.function)
-        most = self._config.execution.max_input_bytes
-        if len(request.payload) > most:
-            raise InvalidRequestError(
-                f"the input has {len(request.payload)} bytes; {most} are allowed "
-                "(execution.max_input_bytes)"
-            )
+        self._services.declared_runtime(artifact.runtime)
         timeout_s = self._timeout_s(request, artifact)
         self._executor.admit(artifact)
         task = self._tasks.add(
@@ -119,13 +119,24 @@ class LocalNode(NodeApi):
             task=task.info(),
         )
 
+    def _check_sizes(self, request: InvokeRequest) -> None:
+        most = self._config.execution.max_input_bytes
+        if len(request.payload) > most:
+            raise InvalidRequestError(
+                f"the input has {len(request.payload)} bytes; {most} are allowed "
+                "(execution.max_input_bytes)"
+            )
+        for field in ("function", "content_type", "trace"):
+            if (length := len(getattr(request, field))) > _LONGEST_FIELD:
+                raise InvalidRequestError(
+                    f"{field} has {length} characters; at most {_LONGEST_FIELD} are allowed"
+                )
+
     def _timeout_s(self, request: InvokeRequest, artifact: Artifact) -> float:
         chosen = request.timeout_s if request.timeout_s is not None else artifact.timeout_s
         if chosen is None:
             return self._config.execution.task_timeout_ms / 1000
-        if not (0 < chosen < math.inf):
-            raise InvalidRequestError(f"timeout_s must be a positive number, not {chosen}")
-        return chosen
+        return _checked_timeout(chosen)
 
     def _accepted(self, task: Task, timeout_s: float) -> InvokeResponse:
         estimate = min(timeout_s, self._executor.estimate_s(task.artifact, timeout_s))
@@ -153,8 +164,8 @@ class LocalNode(NodeApi):
         return task.info()
 
     async def read_log(self, task_id: str, *, cursor: int = 0, wait: bool = False) -> LogChunk:
-        if cursor < 0:
-            raise InvalidRequestError(f"cursor must not be negative, but is {cursor}")
+        if not 0 <= cursor < _MOST_BYTES:
+            raise InvalidRequestError(f"cursor {cursor} is not one that a log has given")
         try:
             task = self._tasks.get(task_id)
         except TaskNotFoundError:
@@ -166,6 +177,8 @@ class LocalNode(NodeApi):
 
     async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
         self._refuse_when_stopping()
+        if upload.timeout_s is not None:
+            _checked_timeout(upload.timeout_s)
         runtime, shape = self._recognise(upload)
         reusable = shape in self._services.runtime_specs()[runtime].reusable_shapes
         reuse = upload.reuse if upload.reuse is not None else reusable
@@ -214,11 +227,10 @@ class LocalNode(NodeApi):
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
         async with self._deleting:
             wanted = self._artifacts.deletable(name, version)
-            for artifact in wanted:
-                await self._executor.undeploy(artifact)
-                # A task may have come for it meanwhile; then this raises and it stays.
-                self._artifacts.deletable(name, artifact.version)
-                self._artifacts.delete(artifact)
+            with self._artifacts.leaving(wanted):
+                for artifact in wanted:
+                    await self._executor.undeploy(artifact)
+                    self._artifacts.delete(artifact)
         return len(wanted)
 
     async def list_instances(self) -> Sequence[InstanceInfo]:
@@ -276,6 +288,15 @@ class LocalNode(NodeApi):
             average_execution_time_ms=metrics.average_s * 1000,
             runtimes=tuple(await self.runtimes(only_open=True)),
         )
+
+
+def _checked_timeout(timeout_s: float) -> float:
+    if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise InvalidRequestError(
+            f"timeout_s must be a positive number of at most {_LONGEST_TIMEOUT_S:g}, "
+            f"not {timeout_s}"
+        )
+    return timeout_s
 
 
 def _no_runtime(what: str, hint_for: str | Path) -> str:

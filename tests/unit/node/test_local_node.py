@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -16,6 +19,7 @@ from spear_core.api import (
     ExecutionMode,
     ExecutionRequest,
     ExecutionResponse,
+    Fingerprint,
     InstanceState,
     InvokeRequest,
     SpearletConfig,
@@ -254,3 +258,121 @@ async def test_the_nodes_own_log_is_json_lines(open_steered_node: Any, tmp_path:
     entries = [json.loads(line) for line in lines]
     assert "is ready" in entries[0]["message"]
     assert {"ts", "level", "logger", "message"} <= set(entries[0])
+
+
+async def test_deleting_is_all_or_nothing_whoever_calls_meanwhile(
+    open_steered_node: Any, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    refused: list[str] = []
+
+    async with open_steered_node() as node:
+        for content in (b"1", b"2"):
+            await node.api.deploy(attrs.evolve(UPLOAD, content=content))
+        for version in (1, 2):
+            await node.api.invoke(InvokeRequest(function=f"f@{version}"))
+
+        async def call_again_and_again() -> None:
+            for _ in range(20):
+                await trio.lowlevel.checkpoint()
+                try:
+                    await node.api.invoke(InvokeRequest(function="f@2"))
+                except ArtifactNotFoundError as error:
+                    refused.append(error.message)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_again_and_again)
+            await trio.lowlevel.checkpoint()
+            while await node.api.list_artifacts():
+                try:
+                    assert await node.api.delete_artifact("f") == 2
+                except ArtifactInUseError:
+                    assert len(await node.api.list_artifacts()) == 2
+                    await trio.lowlevel.checkpoint()
+        assert refused
+        await trio.testing.wait_all_tasks_blocked()
+        assert await node.api.list_instances() == []
+    assert runtime.live == 0
+
+
+async def test_a_delete_that_is_given_up_leaves_the_artifact_usable(
+    open_steered_node: Any, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    open_quick = runtime.open_instance
+
+    @asynccontextmanager
+    async def open_slow_to_end(spec: Any) -> AsyncIterator[Any]:
+        async with open_quick(spec) as instance:
+            try:
+                yield instance
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(5)
+
+    runtime.open_instance = open_slow_to_end
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        await node.api.invoke(InvokeRequest(function="f"))
+        with trio.move_on_after(1) as given_up:
+            await node.api.delete_artifact("f")
+        assert given_up.cancelled_caught
+        assert (await node.api.invoke(InvokeRequest(function="f"))).success
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout_s": 1e300},
+        {"timeout_s": float("nan")},
+        {"function": "f@" + "9" * 900},
+        {"function": "f:" + "e" * 60_000},
+        {"content_type": "t" * 60_000},
+        {"trace": "t" * 60_000},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+async def test_what_no_message_could_carry_is_refused_and_hurts_no_instance(
+    open_steered_node: Any, wrong: dict[str, Any]
+) -> None:
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        with pytest.raises(InvalidRequestError):
+            await node.api.invoke(
+                attrs.evolve(InvokeRequest(function="f", mode=ExecutionMode.ASYNC), **wrong)
+            )
+        assert await node.api.list_tasks() == []
+
+
+async def test_a_deadline_that_cannot_be_is_refused_when_it_is_deployed(
+    open_steered_node: Any,
+) -> None:
+    async with open_steered_node() as node:
+        for timeout_s in (-1.0, 0.0, float("inf")):
+            with pytest.raises(InvalidRequestError):
+                await node.api.deploy(attrs.evolve(UPLOAD, timeout_s=timeout_s))
+
+
+async def test_a_runtime_that_cannot_even_look_is_unhealthy_and_hides_nothing_else(
+    open_steered_node: Any, runtime: Any
+) -> None:
+    async def break_down() -> Fingerprint:
+        raise OSError("no such device")
+
+    runtime.fingerprint = break_down
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        (info,) = (await node.api.status()).runtimes
+        assert info.health == "unhealthy"
+        assert "no such device" in info.message
+        assert await node.api.list_plugins()
+
+
+async def test_an_artifact_whose_runtime_is_gone_is_refused_with_the_remedy(
+    open_steered_node: Any, tmp_path: Path
+) -> None:
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+    record = tmp_path / "state" / "artifacts" / "names" / "f.json"
+    record.write_text(record.read_text().replace('"steered"', '"wasm"'))
+    async with open_steered_node() as node:
+        with pytest.raises(RuntimeNotFoundError, match="pip install spear-runtime-wasm"):
+            await node.api.invoke(InvokeRequest(function="f"))
