@@ -83,7 +83,10 @@ async def test_a_service_that_fails_is_heard() -> None:
     async def fails() -> None:
         raise ValueError("a bug of ours")
 
-    with pytest.raises(ExceptionGroup):
+    async def use() -> None:
         async with open_background() as background:
             background.start_soon(fails)
             await trio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup):
+        await use()
