@@ -181,7 +181,7 @@ class RuntimeSpec(Generic[C]):
     config_cls: type[C]
     """attrs class for the section ``[plugins.<entry point>]``."""
     recognise: Callable[[Path, bytes, str], str | None]
-    """``(path, first 4096 bytes, entry)`` → the shape of this file within the runtime, or ``None``
+    """``(path, first 65536 bytes, entry)`` → the shape of this file within the runtime, or ``None``
     when it is not for this runtime. Pure and quick: called for every file somebody runs."""
     reusable_shapes: frozenset[str] = frozenset()
     """Shapes whose instances are reused unless the artifact says otherwise."""

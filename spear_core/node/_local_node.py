@@ -43,6 +43,9 @@ from spear_core.plugins import Plugins, suggest_distribution
 
 __all__ = ["LocalNode", "NodeIdentity"]
 
+_HEAD_BYTES = 1 << 16
+"""How much of a file its runtime is recognised by; an import may stand below a long comment."""
+
 _LONGEST_FIELD = 1024
 """Characters of a function, a content type, a trace: together far less than a head holds."""
 _LONGEST_TIMEOUT_S = 1e9
@@ -202,11 +205,12 @@ class LocalNode(NodeApi):
     def _recognise(self, upload: ArtifactUpload) -> tuple[str, str]:
         """The runtime and the shape for an upload."""
         specs = self._services.runtime_specs()
-        head = upload.content[:4096]
+        head = upload.content[:_HEAD_BYTES]
         path = Path(upload.filename)
         if upload.runtime:
             if upload.runtime not in specs:
-                raise RuntimeNotFoundError(_no_runtime(upload.runtime, upload.runtime))
+                what = f"there is no runtime {upload.runtime!r}"
+                raise RuntimeNotFoundError(what + self._remedy(upload.runtime))
             specs = {upload.runtime: specs[upload.runtime]}
         for name, spec in specs.items():
             if (shape := spec.recognise(path, head, upload.entry)) is not None:
@@ -215,7 +219,22 @@ class LocalNode(NodeApi):
             raise UnsupportedArtifactError(
                 f"the runtime {upload.runtime!r} does not run files like {upload.filename!r}"
             )
-        raise UnsupportedArtifactError(_no_runtime(f"file {upload.filename!r}", path))
+        what = "" if head else ", which is empty"
+        raise UnsupportedArtifactError(
+            f"no installed runtime runs file {upload.filename!r}{what}{self._remedy(path)}"
+        )
+
+    def _remedy(self, wanted: str | Path) -> str:
+        """What to do when no runtime is called like this, or takes such a file."""
+        hint = suggest_distribution(wanted)
+        ours = [p for p in self._plugins.plugins if hint and p.distribution == hint]
+        if hint and not ours:
+            return f"; `pip install {hint}` provides one"
+        for plugin in ours:
+            if plugin.state != "loaded":
+                return f"; the plugin {plugin.name!r} is {plugin.state}: {plugin.reason}"
+        known = ", ".join(self._services.runtime_specs()) or "none"
+        return f" (runtimes: {known}); `spear run --help` says what can be run"
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
         live = self._executor.instances_of
@@ -297,12 +316,6 @@ def _checked_timeout(timeout_s: float) -> float:
             f"not {timeout_s}"
         )
     return timeout_s
-
-
-def _no_runtime(what: str, hint_for: str | Path) -> str:
-    hint = suggest_distribution(hint_for)
-    remedy = f"; `pip install {hint}` provides one" if hint else ""
-    return f"no installed runtime runs {what}{remedy}"
 
 
 def _worst(health: Sequence[str]) -> str:

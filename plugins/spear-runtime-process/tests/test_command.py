@@ -113,6 +113,8 @@ async def test_nothing_of_the_nodes_environment_leaks(place, monkeypatch) -> Non
         ("a.sh", "#!/nowhere/sh\n", "'/nowhere/sh', which is not on this machine"),
         ("a.sh", "#!/bin/sh\r\n", "Windows line ends"),
         ("a.txt", "just text", "is no program"),
+        ("a.sh", "echo hello\n", "first line such as `#!/bin/sh`"),
+        ("a.sh", "", "is no program"),
     ],
 )
 async def test_what_cannot_run_is_refused_when_prepared(place, name, text, complaint) -> None:
@@ -153,5 +155,6 @@ def test_recognise() -> None:
     assert shape("tool", b"#!/usr/bin/env python3\nimport spear_sdk") == "agent"
     assert shape("tool", b"#!/bin/sh\n# spear_sdk") == "command"
     assert shape("tool", b"\x7fELF") == "command"
+    assert shape("x.sh", b"echo hello") == "command"  # which is refused, with the remedy
     assert shape("x.wasm", b"\0asm") is None
     assert shape("x.wat", b"(module)") is None

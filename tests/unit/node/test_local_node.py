@@ -157,9 +157,18 @@ async def test_bad_requests(
 @pytest.mark.parametrize(
     ("upload", "error", "says"),
     [
-        ({"filename": "f.py"}, UnsupportedArtifactError, "pip install spear-runtime-process"),
+        (
+            {"filename": "f.py"},
+            UnsupportedArtifactError,
+            "pip install spear-runtime-process|'runtime-process' is skipped",
+        ),
         ({"filename": "f.xyz"}, UnsupportedArtifactError, "no installed runtime runs"),
-        ({"runtime": "wasm"}, RuntimeNotFoundError, "pip install spear-runtime-wasm"),
+        (
+            {"runtime": "wasm"},
+            RuntimeNotFoundError,
+            "pip install spear-runtime-wasm|'runtime-wasm' is skipped",
+        ),
+        ({"runtime": "wsam"}, RuntimeNotFoundError, r"no runtime 'wsam' \(runtimes: .*steered"),
         ({"filename": "f.py", "runtime": "steered"}, UnsupportedArtifactError, "does not run"),
     ],
 )

@@ -14,12 +14,12 @@ _ELF = b"\x7fELF"
 
 def recognise(path: Path, head: bytes, entry: str) -> str | None:
     """`agent` for Python that uses the SDK or is given with an entry point, `command` for other
-    programs: Python, scripts with a `#!` line, native executables. None for anything else."""
+    programs: Python, scripts, native executables. None for anything else."""
     first_line = head.partition(b"\n")[0]
     python = path.suffix == ".py" or (first_line.startswith(b"#!") and b"python" in first_line)
     if python and (entry or b"spear_sdk" in head):
         return AGENT
-    if python or head.startswith((b"#!", _ELF)):
+    if python or head.startswith((b"#!", _ELF)) or path.suffix == ".sh":
         return COMMAND
     return None
 
@@ -54,6 +54,6 @@ def command_line(path: Path) -> list[str]:
     if head.startswith(_ELF):
         return [str(path)]
     raise UnsupportedArtifactError(
-        f"{path.name} is no program: neither a native executable, nor a script with a `#!` line, "
-        "nor a `.py` file"
+        f"{path.name} is no program: neither a native executable, nor a script with a first line "
+        "such as `#!/bin/sh`, nor a `.py` file"
     )
