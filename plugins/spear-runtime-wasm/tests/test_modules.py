@@ -34,6 +34,8 @@ async def refusal(runtime: Any, artifact: Any) -> str:
         ("(module (func (export", ["guest.wat: line 1, column 16: ", "unexpected token"]),
         ("(module (func (result i32)))", ["type mismatch", "function[0]", "offset 24"]),
         ("hello", ["line 1, column 1: expected `(`"]),
+        (b"", ["the file is empty"]),
+        (b"\xff\xfe\0bad", ["no WebAssembly", "`\\0asm`"]),
     ],
 )
 async def test_malformed_modules(

@@ -208,6 +208,14 @@ def compile_module(lib: Library, source: bytes) -> bytes:
 
 
 def _assemble(lib: Library, text: bytes) -> bytes:
+    if not text.strip():
+        raise EngineError("the file is empty")
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        raise EngineError(
+            "it is no WebAssembly: neither a binary, which begins with `\\0asm`, nor text"
+        ) from None
     out = ByteVec()
     error = lib.wat2wasm(text, len(text), ctypes.addressof(out))
     if error:
