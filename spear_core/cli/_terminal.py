@@ -59,6 +59,8 @@ def note(text: str) -> None:
 
 def write_bytes(data: bytes) -> None:
     """Exactly these bytes on stdout; on a terminal the prompt comes on a new line after them."""
+    if sys.stdout is None:
+        raise OutputFailedError("standard output is closed")
     try:
         sys.stdout.flush()
         left = memoryview(data)

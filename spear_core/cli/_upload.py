@@ -113,6 +113,19 @@ def _read(path: Path) -> tuple[bytes, bool]:
         raise click.UsageError(f"{path} cannot be read: {exc.strerror or exc}") from exc
 
 
+def _file_name(path: Path) -> str:
+    """A file's own name; what is not UTF-8 in it is replaced."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
+
+
+def _text(option: str, value: str) -> str:
+    """What the command line gave, whatever the locale. :raises click.UsageError: not UTF-8."""
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{option}: not UTF-8: {value!a}") from None
+
+
 def _environment(pairs: Sequence[str]) -> Mapping[str, str]:
     env = {}
     for pair in pairs:
@@ -120,7 +133,7 @@ def _environment(pairs: Sequence[str]) -> Mapping[str, str]:
         if not key or (not equals and key not in os.environ):
             reason = "write K=V" if not key else f"write {key}=VALUE; you have no {key} to pass on"
             raise click.UsageError(f"--env {pair}: {reason}")
-        env[key] = value if equals else os.environ[key]
+        env[_text("--env", key)] = _text("--env", value if equals else os.environ[key])
     return env
 
 
@@ -130,12 +143,12 @@ def make_upload(file: str, code: CodeOptions, *, name: str = "", **settings: Any
     content, executable = _read(path)
     return ArtifactUpload(
         name=name or name_for(path),
-        filename=path.name,
+        filename=_file_name(path),
         content=content,
         runtime=code.runtime,
-        entry=entry,
+        entry=_text("ENTRY", entry),
         env=_environment(code.env),
-        args=tuple(code.arg),
+        args=tuple(_text("--arg", arg) for arg in code.arg),
         limits=code.limits(),
         required_isolation=IsolationLevel[code.isolation.upper()] if code.isolation else None,
         executable=executable,

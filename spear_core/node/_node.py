@@ -76,7 +76,8 @@ def _ephemeral(paths: StatePaths) -> Iterator[tuple[StatePaths, Path]]:
 
 def _usable_cache(path: Path) -> Path | None:
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError:
         return None

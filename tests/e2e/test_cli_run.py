@@ -248,8 +248,58 @@ def test_a_file_that_no_runtime_knows(home: Any) -> None:
     path = script(home, "import spear_sdk\n", "agent.py")
     told = home.spear("run", path, "--plugins", "runtime-wasm", "-i", "")
     assert told.status == 2
-    assert "pip install spear-runtime-process" in told.err
+    assert "'runtime-process' is skipped: not among the plugins asked for" in told.err
     assert len(told.err.splitlines()) == 1
+    told = home.spear("run", script(home, "int main;", "x.c"), "-i", "")
+    assert told.status == 2
+    assert "no installed runtime runs file 'x.c'" in told.err
+    assert "pip install" not in told.err
+    assert "spear run --help" in told.err
+    told = home.spear("run", script(home, "", "nothing"), "-i", "")
+    assert "'nothing', which is empty" in told.err
+    told = home.spear("run", path, "--runtime", "bogus", "-i", "")
+    assert "there is no runtime 'bogus' (runtimes: process, wasm)" in told.err
+
+
+def test_an_agent_whose_import_stands_below_a_long_comment(home: Any) -> None:
+    code = "from spear_sdk import function\n\n\n@function\ndef f(x: str) -> str:\n    return x\n"
+    told = home.spear("run", script(home, "# licence\n" * 1000 + code, "a.py"), "-i", "hello")
+    assert (told.status, told.out) == (0, "hello")
+
+
+def test_a_file_name_that_is_no_unicode(home: Any) -> None:
+    path = os.fsencode(home.folder) + b"/\xff.sh"
+    Path(os.fsdecode(path)).write_text(UPPER)
+    told = home.spear("run", os.fsdecode(path), "--input", "x")
+    assert (told.status, told.out) == (0, "X")
+    told = home.spear("run", os.fsdecode(path), "--input", "x", "--arg", os.fsdecode(b"\xff"))
+    assert told.status == 2
+    assert "--arg: not UTF-8" in told.err
+
+
+def test_without_a_stdout(home: Any) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&- >&-', "sh", SPEAR, "run", script(home, UPPER), "-i", "x"],
+        env=home.environ(),
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 7
+    assert done.stderr == b"working\nerror: standard output is closed\n"
+
+
+def test_nobody_else_can_write_what_it_runs(home: Any) -> None:
+    state = home.folder / "new" / "state"
+    told = subprocess.run(
+        ["sh", "-c", 'umask 0; exec "$@"', "sh", SPEAR, "run", script(home, UPPER), "-i", "x"],
+        env=dict(home.environ(), SPEAR_STATE_DIR=str(state)),
+        stdout=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    assert told.stdout == b"X"
+    assert state.stat().st_mode & 0o777 == 0o700
 
 
 def test_plugins_that_are_not_installed(home: Any) -> None:
