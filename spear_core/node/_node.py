@@ -180,11 +180,16 @@ async def serve_node(
     state_dir: Path,
     ready: Callable[[Node], None],
 ) -> None:
-    """Run a node until SIGTERM or SIGINT; a second signal cuts the grace period short.
+    """Run a node until SIGTERM, SIGINT or SIGHUP; a second signal cuts the grace period short.
+
+    A SIGHUP that whoever started us has had ignored (``nohup``) stays ignored.
 
     :param ready: called once when the node takes work.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    wanted = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*wanted) as signals:
         async with trio.open_nursery() as nursery:
             async with open_node(settings, plugins, state_dir=state_dir) as node:
                 ready(node)

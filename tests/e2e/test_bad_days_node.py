@@ -66,6 +66,15 @@ def test_sigterm_lets_running_work_finish_and_leaves_nothing(home: Any) -> None:
     assert not (home.state / "run").exists()
 
 
+def test_a_hang_up_stops_it_in_order_unless_it_is_ignored(home: Any) -> None:
+    assert home.node().stop(signal.SIGHUP) == 0
+    assert not (home.state / "node.sock").exists()
+    deaf = home.node(wrapper="trap '' HUP; exec \"$@\"")
+    deaf.process.send_signal(signal.SIGHUP)
+    assert home.spear("status").status == 0
+    assert deaf.stop() == 0
+
+
 def test_sigterm_refuses_new_work_at_once(home: Any) -> None:
     node = home.node()
     home.deploy_functions()
