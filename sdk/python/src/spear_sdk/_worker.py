@@ -99,6 +99,11 @@ class Worker:
             self._module = load_module(self._path, self._shown_as)
         except BaseException as exc:  # barrier: the guest's code, which may even call sys.exit
             message = f"{type(exc).__name__}: {exc}".removesuffix(": ")
+            if isinstance(exc, ModuleNotFoundError):
+                message += (
+                    "; only the file itself comes here, other modules must be installed for "
+                    f"{sys.executable}"
+                )
             self._load_error = LoadError(f"{self._shown_as} cannot be loaded: {message}")
             self._load_traceback = traceback_of(exc)
             print(self._load_error, file=sys.stderr)
