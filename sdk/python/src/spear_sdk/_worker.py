@@ -106,7 +106,6 @@ class Worker:
                 )
             self._load_error = LoadError(f"{self._shown_as} cannot be loaded: {message}")
             self._load_traceback = traceback_of(exc)
-            print(self._load_error, file=sys.stderr)
         self._connect_logging()
 
     def _connect_logging(self) -> None:
