@@ -33,7 +33,7 @@ from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import Background, open_background
 from spear_core.node._failures import as_spear_error
 from spear_core.node._pool import InstancePool, PooledInstance, describe_instance
-from spear_core.node._slots import Slots
+from spear_core.node._slots import Slot, Slots
 from spear_core.node._tasks import Task, TaskTable
 
 __all__ = ["Executor", "Metrics", "RuntimeSource", "open_executor"]
@@ -138,13 +138,14 @@ class Executor:
         **Cancellation**: the task ends as cancelled, and nothing of it runs.
         """
         execution_s = 0.0
+        slot = Slot(self.slots)
         try:
             with task.scope:
-                await self.slots.acquire()
                 try:
-                    execution_s = await self._execute(task)
+                    await slot.take()
+                    execution_s = await self._execute(task, slot)
                 finally:
-                    self.slots.release()
+                    slot.leave()
         except Exception as error:  # barrier: one task
             self._finish_with_error(task, as_spear_error(error, f"task {task.id}", self._log))
         finally:
@@ -191,20 +192,33 @@ class Executor:
             state = TaskState.TIMEOUT
         task.finish(state, TaskResult(error=info, node_id=self._node_id))
 
-    async def _execute(self, task: Task) -> float:
+    async def _execute(self, task: Task, slot: Slot) -> float:
         """Run one execution; seconds it took with its instance."""
         artifact = task.artifact
         deployment = self._deployments.get((artifact.name, artifact.version))
         if deployment is None:
             deployment = await self.deployment(artifact)
         if artifact.reuse:
-            pooled = await deployment.pool.acquire()
+            pooled = await self._borrow(deployment.pool, slot)
             with self._lent(deployment.pool, pooled):
                 return await self._execute_on(task, pooled.running)
         spec = InstanceSpec(id=self._new_id(artifact.runtime), artifact=artifact)
         async with deployment.runtime.open_instance(spec) as instance:
             with self._single(spec, instance):
                 return await self._execute_on(task, instance)
+
+    async def _borrow(self, pool: InstancePool, slot: Slot) -> PooledInstance:
+        """An instance; who waits for one keeps no slot from tasks that could run."""
+        if (idle := pool.take_idle()) is not None:
+            return idle
+        slot.leave()
+        pooled = await pool.acquire()
+        try:
+            await slot.take()
+        except trio.Cancelled:
+            pool.release(pooled)
+            raise
+        return pooled
 
     @contextmanager
     def _lent(self, pool: InstancePool, pooled: PooledInstance) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from logging import Logger
 
@@ -106,10 +106,14 @@ class InstancePool:
         self._log = log
         self.live: dict[str, PooledInstance] = {}
         self._idle: list[PooledInstance] = []
-        self._waiting: deque[trio.lowlevel.Task] = deque()
+        self._waiting: OrderedDict[trio.lowlevel.Task, None] = OrderedDict()
         self._creating = 0
         self._closed = False
         self._empty: trio.Event | None = None
+
+    def take_idle(self) -> PooledInstance | None:
+        """An idle instance, if there is one."""
+        return self._lend(self._idle.pop()) if self._idle else None
 
     async def acquire(self) -> PooledInstance:
         """An idle instance, or a new one, or the next that becomes free.
@@ -121,14 +125,14 @@ class InstancePool:
         """
         if self._closed:
             raise InstanceError(f"{self._artifact.ref}: its pool is closed")
-        if self._idle:
-            return self._lend(self._idle.pop())
+        if (idle := self.take_idle()) is not None:
+            return idle
         task = trio.lowlevel.current_task()
-        self._waiting.append(task)
+        self._waiting[task] = None
         self._grow()
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._waiting.remove(task)
+            del self._waiting[task]
             return trio.lowlevel.Abort.SUCCEEDED
 
         pooled: PooledInstance = await trio.lowlevel.wait_task_rescheduled(abort)
@@ -169,7 +173,7 @@ class InstancePool:
 
     def _offer(self, pooled: PooledInstance) -> None:
         if self._waiting:
-            task = self._waiting.popleft()
+            task, _ = self._waiting.popitem(last=False)
             trio.lowlevel.reschedule(task, outcome.Value(self._lend(pooled)))
             return
         pooled.state = InstanceState.READY
@@ -178,7 +182,8 @@ class InstancePool:
 
     def _fail_next(self, error: SpearError) -> None:
         if self._waiting:
-            trio.lowlevel.reschedule(self._waiting.popleft(), outcome.Error(error))
+            task, _ = self._waiting.popitem(last=False)
+            trio.lowlevel.reschedule(task, outcome.Error(error))
 
     def _grow(self) -> None:
         """Start as many keepers as there are tasks that wait, within ``max_instances``."""

@@ -6,11 +6,14 @@ import trio
 
 from spear_core.errors import ResourceExhaustedError
 
-__all__ = ["Slots"]
+__all__ = ["Slot", "Slots"]
 
 
 class Slots:
-    """A fixed number of execution slots with a bounded queue, first come, first served."""
+    """A fixed number of execution slots with a bounded queue, first come, first served.
+
+    Whoever leaves its slot to wait for something else comes before those who never had one.
+    """
 
     def __init__(self, *, limit: int, max_queued: int) -> None:
         self.limit = limit
@@ -18,6 +21,7 @@ class Slots:
         self.running = 0
         self._admitted = 0
         self._queue = trio.lowlevel.ParkingLot()
+        self._returning = trio.lowlevel.ParkingLot()
 
     @property
     def queued(self) -> int:
@@ -44,16 +48,38 @@ class Slots:
         """Give the place back, at the end or without ever having had a slot."""
         self._admitted -= 1
 
-    async def acquire(self) -> None:
-        """Wait for a slot. **Cancellation**: none is taken."""
+    async def acquire(self, *, again: bool) -> None:
+        """Wait for a slot, or ``again`` for one. **Cancellation**: none is taken."""
         if self.running < self.limit:
             self.running += 1
-            return
-        await self._queue.park()
+        else:
+            await (self._returning if again else self._queue).park()
 
     def release(self) -> None:
         """Hand the slot to the next in line."""
-        if self._queue:
-            self._queue.unpark()
-        else:
-            self.running -= 1
+        for line in (self._returning, self._queue):
+            if line:
+                line.unpark()
+                return
+        self.running -= 1
+
+
+class Slot:
+    """One task's slot, which it may leave to others for a while."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._held = False
+        self._again = False
+
+    async def take(self) -> None:
+        """Wait for a slot unless it is held. **Cancellation**: none is taken."""
+        if not self._held:
+            await self._slots.acquire(again=self._again)
+            self._held = self._again = True
+
+    def leave(self) -> None:
+        """Let others have it; fine without one."""
+        if self._held:
+            self._held = False
+            self._slots.release()

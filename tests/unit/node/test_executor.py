@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -303,3 +304,78 @@ async def test_deleting_ends_idle_instances(open_bench: Any, runtime: Any) -> No
         assert runtime.live == 1
         await bench.executor.undeploy(bench.artifact)
         assert runtime.live == 0
+
+
+async def test_who_waits_for_an_instance_keeps_nobody_else_from_running(
+    open_bench: Any,
+    runtime: Any,
+    add_artifact: Callable[..., Awaitable[Artifact]],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    now, most = 0, 0
+
+    async def work(request: ExecutionRequest) -> ExecutionResponse:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await trio.sleep(float(request.payload))
+        now -= 1
+        return ExecutionResponse.completed(b"")
+
+    runtime.behaviour = work
+    runtime.start_delay = 1
+    async with open_bench(max_concurrent_tasks=10) as slow, trio.open_nursery() as nursery:
+        quick = Bench(slow.executor, slow.tasks, await add_artifact("quick", reuse=False))
+        for _ in range(200):  # of eight instances; all the slots and more
+            nursery.start_soon(partial(slow.run, b"100", timeout_s=1000))
+        await trio.sleep(2)
+        with trio.fail_after(12):
+            async with trio.open_nursery() as several:
+                for _ in range(10):
+                    several.start_soon(quick.run, b"1")
+        assert slow.executor.metrics.successful == 10
+        await trio.sleep(150)
+        assert most == 10
+        assert slow.executor.slots.running == 8
+        assert slow.executor.slots.queued == 200 - 8 - 8
+        nursery.cancel_scope.cancel()
+    assert slow.executor.slots.running == 0
+    assert slow.executor.slots.queued == 0
+    assert runtime.live == 0
+
+
+async def test_a_task_that_has_its_instance_goes_before_those_that_never_ran(
+    open_bench: Any,
+    runtime: Any,
+    add_artifact: Callable[..., Awaitable[Artifact]],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    order: list[bytes] = []
+
+    async def work(request: ExecutionRequest) -> ExecutionResponse:
+        order.append(request.payload)
+        await trio.sleep(10)
+        return ExecutionResponse.completed(b"")
+
+    runtime.behaviour = work
+    runtime.start_delay = 1
+    async with open_bench(max_concurrent_tasks=1) as pooled, trio.open_nursery() as nursery:
+        single = Bench(pooled.executor, pooled.tasks, await add_artifact("single", reuse=False))
+        first, second = pooled.admit(b"first"), pooled.admit(b"second")
+        for task in (first, second):  # they leave the slot while their instances start
+            nursery.start_soon(pooled.executor.run, task)
+            await trio.testing.wait_all_tasks_blocked()
+        for number in b"abc":
+            nursery.start_soon(single.run, bytes([number]))
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(5)
+        assert order == [b"a"]
+        second.cancel("test")
+        await second.wait_final()
+        assert second.state is TaskState.CANCELLED
+        assert pooled.executor.instances_of("f", 1) == 2  # its instance is as good as ever
+        assert pooled.executor.slots.running == 1
+        await first.wait_final()
+        assert order == [b"a", b"first"]
+    assert order == [b"a", b"first", b"b", b"c"]
+    assert runtime.live == 0
