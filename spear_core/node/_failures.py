@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from logging import Logger
 
 from spear_core.errors import SpearError
 
 __all__ = ["as_spear_error"]
+
+_SCARCE = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT}
+)
 
 
 def as_spear_error(raised: Exception, what: str, log: Logger) -> SpearError:
@@ -16,6 +21,13 @@ def as_spear_error(raised: Exception, what: str, log: Logger) -> SpearError:
     """
     if isinstance(raised, SpearError):
         return raised
+    if isinstance(raised, OSError) and raised.errno in _SCARCE:
+        log.warning("%s failed: %s", what, raised)
+        return SpearError(
+            f"{what} failed: this machine is short of something: {raised.strerror}",
+            code="resource_exhausted",
+            retryable=True,
+        )
     if isinstance(raised, ExceptionGroup):
         ours, other = raised.split(SpearError)
         if ours is not None:

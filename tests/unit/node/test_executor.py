@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -379,3 +380,18 @@ async def test_a_task_that_has_its_instance_goes_before_those_that_never_ran(
         assert order == [b"a", b"first"]
     assert order == [b"a", b"first", b"b", b"c"]
     assert runtime.live == 0
+
+
+async def test_a_machine_that_is_short_of_something_is_no_bug_of_ours(
+    open_bench: Any, runtime: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run_out(request: ExecutionRequest) -> ExecutionResponse:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    runtime.behaviour = run_out
+    async with open_bench(reuse=False) as bench:
+        task = await bench.run()
+    assert error_of(task).code == "resource_exhausted"
+    assert "Too many open files" in error_of(task).message
+    assert "broke" not in error_of(task).message
+    assert [r for r in caplog.records if r.exc_info] == []
