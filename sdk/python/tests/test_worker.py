@@ -659,6 +659,22 @@ def test_a_node_that_does_not_welcome_it(start_node: Any) -> None:
     assert b"the node hung up on this worker's HELLO" in node.process.stderr.read()
 
 
+def test_limits_that_leave_no_room_for_a_worker(start_node: Any) -> None:
+    limited = (
+        "import re, resource, sys\n"
+        "from spear_sdk.worker import main\n"
+        "used = re.search(r'VmData:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
+        "most = int(used) * 1024 + (4 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (most, most))\n"
+        "sys.exit(main())\n"
+    )
+    node = start_node("def main(): ...", python=("-c", limited))
+    assert node.process.wait(10) == 1
+    said = node.process.stderr.read().decode()
+    assert said.endswith("the limit of memory or processes is too small\n")
+    assert len(said.splitlines()) == 1
+
+
 def test_started_by_hand_it_says_who_starts_it() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "spear_sdk.worker"], capture_output=True, text=True, check=False

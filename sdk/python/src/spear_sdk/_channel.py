@@ -76,7 +76,8 @@ class WorkerChannel:
     def handshake(self, hello: dict[str, object]) -> None:
         """Introduce this worker and wait to be welcomed.
 
-        Raises: ConnectionError when the node hangs up instead, ProtocolError.
+        Raises: ConnectionError when the node hangs up instead, OSError when the limits leave
+        nothing to work with, ProtocolError.
         """
         self._writer.send(f.HELLO, 0, pack(hello))
         while (frame := self._reader.next()) is None:
@@ -86,7 +87,11 @@ class WorkerChannel:
             raise f.ProtocolError(f"the node answered HELLO with a frame of kind {frame[0]}")
         welcome: Any = unpack(frame[3])
         self._reader.max_frame = welcome.get("max_frame") or self._reader.max_frame
-        threading.Thread(target=self._watch, name="spear-watcher", daemon=True).start()
+        watcher = threading.Thread(target=self._watch, name="spear-watcher", daemon=True)
+        try:
+            watcher.start()
+        except RuntimeError as exc:
+            raise OSError(f"{exc}; the limit of memory or processes is too small") from exc
         self._handle()  # what came in one piece with the WELCOME
 
     def send(

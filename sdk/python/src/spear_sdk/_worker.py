@@ -274,7 +274,7 @@ def run_worker(
         connection = connect(channel) if isinstance(channel, str) else channel
         Worker(environ, connection).serve(secret)
     except (OSError, ValueError, f.ProtocolError) as exc:
-        return _complain(f"no connection to the node: {exc}", 1)
+        return _complain(f"the worker cannot serve the node: {exc}", 1)
     return 0
 
 
