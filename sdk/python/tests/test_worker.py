@@ -235,6 +235,23 @@ def test_bad_input_is_refused_without_noise(node: Any) -> None:
     assert node.logs == []
 
 
+def test_a_group_of_exceptions_names_those_in_it(start_node: Any) -> None:
+    error = start_node("""
+        import asyncio
+
+        async def bad():
+            raise KeyError("who")
+
+        async def main():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(bad())
+    """).failure()
+    assert error["kind"] == "ExceptionGroup"
+    assert error["message"] == (
+        "ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception); KeyError: 'who'"
+    )
+
+
 def test_an_exception_is_reported_and_its_traceback_logged(node: Any) -> None:
     error = node.failure("boom", b"key")
     where = error["details"].pop("where")

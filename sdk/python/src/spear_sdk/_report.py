@@ -17,6 +17,7 @@ _SDK = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _MACHINERY = ("asyncio", "trio", "outcome")
 _MAX_MESSAGE = 16 * 1024
 _MAX_DETAIL, _MAX_DETAILS = 2048, 16
+_MAX_INNER = 4
 
 
 def error_of(exc: BaseException) -> dict[str, object]:
@@ -27,7 +28,7 @@ def error_of(exc: BaseException) -> dict[str, object]:
         details.update(list(exc.details.items())[:_MAX_DETAILS])
         message, code = _text_of(exc), exc.code
     else:
-        message, code = f"{kind}: {_text_of(exc)}".removesuffix(": "), "unknown"
+        message, code = "; ".join(_say(exc)), "unknown"
         if where := _where(exc):
             details["where"] = where
     return {
@@ -46,6 +47,15 @@ def shortened(text: object, limit: int) -> str:
     if len(data) <= limit:
         return data.decode()
     return f"{data[:limit].decode(errors='ignore')}… ({len(data) - limit} bytes cut)"
+
+
+def _say(exc: BaseException) -> list[str]:
+    """Class and message; of a group also those of what is in it."""
+    said = [f"{type(exc).__name__}: {_text_of(exc)}".removesuffix(": ")]
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions[:_MAX_INNER]:
+            said += _say(inner)
+    return said
 
 
 def _text_of(exc: BaseException) -> str:
