@@ -110,6 +110,7 @@ async def open_local_socket(
     """Serve ``node_dir/node.sock`` while the block lasts; yields its URL."""
     path = context.node_dir / _SOCKET
     listener = SocketListener(bind_unix(path), f"{_SCHEME}{path}")
+    ours = path.lstat()
     server = _Server(context.node, node_id=context.plugin.node_id, log=context.plugin.log)
     failure: Exception | None = None
     try:
@@ -126,8 +127,9 @@ async def open_local_socket(
                 await server.finish()
             connections.cancel_scope.cancel()
     finally:
-        with suppress(FileNotFoundError):
-            path.unlink()
+        with suppress(OSError):
+            if os.path.samestat(ours, path.lstat()):  # else somebody began anew in its place
+                path.unlink()
         try:
             await trio.aclose_forcefully(listener)
         finally:

@@ -114,7 +114,10 @@ def open_run_dir(paths: StatePaths) -> Iterator[Path]:
         run = paths.run
     else:
         run = Path(tempfile.mkdtemp(prefix="spear-"))
+    ours = run.stat()
     try:
         yield run
     finally:
-        shutil.rmtree(run, ignore_errors=True)
+        with suppress(OSError):
+            if os.path.samestat(ours, run.stat()):  # else somebody began anew in its place
+                shutil.rmtree(run, ignore_errors=True)

@@ -107,6 +107,27 @@ async def test_nobody_there_says_what_to_do(tmp_path: Path) -> None:
         assert caught.value.retryable
 
 
+async def test_a_socket_that_somebody_made_anew_is_left_to_him(
+    open_door: OpenDoor, scripted: Scripted, tmp_path: Path
+) -> None:
+    stop = trio.Event()
+
+    async def serve(task_status: trio.TaskStatus[None]) -> None:
+        async with open_door(scripted()):
+            task_status.started()
+            await stop.wait()
+
+    async with trio.open_nursery() as first:
+        await first.start(serve)
+        (tmp_path / "node.sock").unlink()
+        async with open_door(scripted(list_plugins=[])) as url:
+            stop.set()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            async with connect(url) as client:
+                assert await client.list_plugins() == []
+    assert not (tmp_path / "node.sock").exists()
+
+
 @pytest.mark.parametrize("url", ["unix://relative/node.sock", "tcp://1.2.3.4:5", "/node.sock"])
 async def test_a_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="no URL of the form"):

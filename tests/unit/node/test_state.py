@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,15 @@ def test_a_damaged_identity_is_made_anew(tmp_path: Path, damage: bytes) -> None:
         assert first.startswith("n-")
     with hold_state(paths) as second:
         assert second == first
+
+
+def test_a_directory_that_was_removed_and_made_anew_is_left_to_its_new_owner() -> None:
+    with tempfile.TemporaryDirectory(prefix="s-") as directory:
+        paths = StatePaths(Path(directory) / "state")
+        with ExitStack() as second:
+            with hold_state(paths), open_run_dir(paths) as run:
+                paths.root.rename(Path(directory) / "removed")
+                second.enter_context(hold_state(paths))
+                assert second.enter_context(open_run_dir(paths)) == run
+            assert run.exists()
+        assert not run.exists()
