@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -119,6 +119,14 @@ class ArtifactStore:
                 warn(self._unreadable[path.stem])
                 continue
             self._remember(path.stem, name)
+        if not self._unreadable:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove code that an earlier node had staged when it was killed."""
+        with suppress(OSError):
+            for directory in self._code.iterdir():
+                self._remove_unused(directory.name)
 
     def _remember(self, name: str, record: _Name) -> None:
         self._names[name] = record

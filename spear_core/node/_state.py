@@ -27,10 +27,11 @@ def hold_state(paths: StatePaths) -> Iterator[str]:
     """Make the directory private, lock it for this process and yield the node's id.
 
     :raises NodeAlreadyRunningError: another live process holds it; carries that one's pid.
-    :raises ConfigError: it cannot be made or written.
+    :raises ConfigError: it cannot be made or written, or somebody else's files are in it.
     """
     try:
         paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_foreign(paths)
         paths.root.chmod(0o700)
         descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -46,6 +47,18 @@ def hold_state(paths: StatePaths) -> Iterator[str]:
             os.truncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _refuse_foreign(paths: StatePaths) -> None:
+    """A directory that is in use for something else must not be shut off from it."""
+    found = {path.name for path in paths.root.iterdir()}
+    ours = {paths.lock.name, paths.node_id.name, paths.cache.name}
+    if found and not found & ours:
+        listed = ", ".join(sorted(found)[:3]) + (", …" if len(found) > 3 else "")
+        raise ConfigError(
+            f"the state directory {paths.root} holds other files ({listed}); "
+            "choose a new or an empty one with --state-dir or SPEAR_STATE_DIR"
+        )
 
 
 def _lock(descriptor: int, paths: StatePaths) -> None:

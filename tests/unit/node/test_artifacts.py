@@ -198,3 +198,18 @@ async def test_a_disk_that_cannot_be_written_is_named(
     (tmp_path / "artifacts/code").write_text("in the way")
     with pytest.raises(ArtifactError, match=r"'f' cannot be stored: .*artifacts/code"):
         await artifacts.stage(ArtifactUpload(name="f", filename="f.py", content=b"one"))
+
+
+async def test_code_of_a_deploy_that_was_cut_short_goes_with_the_next_start(
+    artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]], tmp_path: Path
+) -> None:
+    kept = await add_artifact()
+    digest = await artifacts.stage(ArtifactUpload(name="g", filename="g.py", content=b"cut"))
+    code = tmp_path / "artifacts/code"
+    ArtifactStore(tmp_path / "artifacts", warn=pytest.fail)
+    assert [path.name for path in code.iterdir()] == [kept.digest]
+
+    await artifacts.stage(ArtifactUpload(name="g", filename="g.py", content=b"cut"))
+    (tmp_path / "artifacts/names/bad.json").write_text("{")
+    ArtifactStore(tmp_path / "artifacts", warn=lambda _: None)
+    assert (code / digest).exists()  # it may belong to what cannot be read

@@ -128,3 +128,21 @@ def test_a_directory_that_was_removed_and_made_anew_is_left_to_its_new_owner() -
                 assert second.enter_context(open_run_dir(paths)) == run
             assert run.exists()
         assert not run.exists()
+
+
+def test_a_directory_that_serves_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    tmp_path.chmod(0o755)
+    with (
+        pytest.raises(ConfigError, match=r"holds other files \(thesis\.tex\).*--state-dir"),
+        hold_state(StatePaths(tmp_path)),
+    ):
+        pass
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_caches_of_spear_run_are_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    with hold_state(StatePaths(tmp_path)):
+        pass
