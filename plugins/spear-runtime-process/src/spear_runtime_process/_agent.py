@@ -272,10 +272,15 @@ async def _accept(offer: ChannelOffer, guest: Guest, instance: AgentInstance) ->
         await guest.process.wait_dead()
         scope.cancel()
 
-    async with open_service_nursery() as nursery:
-        nursery.start_soon(stop_at_death, nursery.cancel_scope)
-        accepted.append(await offer.accept())
-        nursery.cancel_scope.cancel()
+    try:
+        async with open_service_nursery() as nursery:
+            nursery.start_soon(stop_at_death, nursery.cancel_scope)
+            accepted.append(await offer.accept())
+            nursery.cancel_scope.cancel()
+    except BaseException:  # cancelled between the connection and its use
+        for channel in accepted:
+            await trio.aclose_forcefully(channel)
+        raise
     if accepted:
         return accepted[0]
     ended = await guest.process.wait()
