@@ -52,9 +52,9 @@ def hold_state(paths: StatePaths) -> Iterator[str]:
 def _refuse_foreign(paths: StatePaths) -> None:
     """A directory that is in use for something else must not be shut off from it."""
     found = {path.name for path in paths.root.iterdir()}
-    ours = {paths.lock.name, paths.node_id.name, paths.cache.name}
-    if found and not found & ours:
-        listed = ", ".join(sorted(found)[:3]) + (", …" if len(found) > 3 else "")
+    foreign = sorted(found - paths.names - {"lost+found"})
+    if foreign and paths.lock.name not in found:
+        listed = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise ConfigError(
             f"the state directory {paths.root} holds other files ({listed}); "
             "choose a new or an empty one with --state-dir or SPEAR_STATE_DIR"

@@ -35,6 +35,11 @@ class StatePaths:
         self.run = self.root / "run"
 
     @property
+    def names(self) -> frozenset[str]:
+        """What a state directory may hold."""
+        return frozenset(path.name for path in vars(self).values() if path.parent == self.root)
+
+    @property
     def url(self) -> str:
         """Where the node's local socket is reached."""
         return f"unix://{self.socket}"

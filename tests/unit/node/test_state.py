@@ -142,7 +142,8 @@ def test_a_directory_that_serves_something_else_is_left_alone(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_caches_of_spear_run_are_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
+def test_caches_and_a_volume_for_logs_are_no_obstacle(tmp_path: Path) -> None:
+    for name in ("cache", "logs", "lost+found"):
+        (tmp_path / name).mkdir()
     with hold_state(StatePaths(tmp_path)):
         pass
