@@ -25,11 +25,13 @@ CODE = b'''(module (import "spear" "log" (func $log (param i32 i32 i32) (result 
 folder = Path(sys.argv[1])
 context = make_context(folder)  # not one for each run: an interrupt in its finalizer is lost
 
-def interrupt():
+def interrupt(ended):
     time.sleep(random.uniform(0.001, 0.004))
     os.kill(os.getpid(), signal.SIGINT)
+    while not ended.wait(1):  # one that strikes in a finalizer is lost
+        os.kill(os.getpid(), signal.SIGINT)
 
-async def main():
+async def main(ended):
     path = folder / "code"
     path.write_bytes(CODE)
     digest = hashlib.sha256(CODE).hexdigest()
@@ -38,19 +40,22 @@ async def main():
     async with open_wasm_runtime(context, WasmConfig()) as runtime:
         await runtime.prepare(artifact)
         name = RuntimeInstanceId(runtime_type="wasm", instance_id="i")
-        threading.Thread(target=interrupt).start()
+        threading.Thread(target=interrupt, args=(ended,)).start()
         async with runtime.open_instance(InstanceSpec(id=name, artifact=artifact)) as instance:
             await instance.execute(ExecutionRequest(execution_id="e", task_id="t"))
 
 caught = 0
 for _ in range(25):
+    ended = threading.Event()
     try:
-        trio.run(main)
+        trio.run(main, ended)
     except KeyboardInterrupt:
         caught += 1
     except BaseExceptionGroup as group:
         assert group.subgroup(KeyboardInterrupt) is not None
         caught += 1
+    finally:
+        ended.set()
 print(caught)
 """
 

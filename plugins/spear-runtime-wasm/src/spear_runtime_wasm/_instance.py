@@ -128,6 +128,7 @@ class WasmInstance(Instance):
             memory_bytes=guest.known_memory_size if guest else 0,
         )
 
+    @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         self._closed = True
         self._far_end.serve(_gone)  # no cycle that the collector would have to find
@@ -135,8 +136,13 @@ class WasmInstance(Instance):
             self._guest.close()
             self._guest = None
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self, execution: Execution, entry: Entry) -> ExecutionResponse:
-        """From a store to a response. The store outlives it only when all went well."""
+        """From a store to a response. The store outlives it only when all went well.
+
+        A KeyboardInterrupt comes at a checkpoint: between a C call and taking note of what it made
+        or freed, it would leave something to be freed twice.
+        """
         guest, self._guest = self._guest, None
         if guest is None:
             guest, self._entry = Guest(self._machine.engine, self._limits), None
