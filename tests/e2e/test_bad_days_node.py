@@ -100,7 +100,7 @@ def test_the_grace_period_ends_what_does_not_end(home: Any) -> None:
     below = node.below()
     started = time.monotonic()
     assert node.stop() == 0
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 15, "60 s are not waited for"
     _, err = waiting.communicate(timeout=10)
     assert waiting.returncode == 130
     assert b"shutting down" in err
