@@ -122,6 +122,8 @@ class Launcher:
         self._connection = connection
         self._reader = wire.Reader(connection)
         self._children: dict[int, _Child] = {}
+        self._doomed: set[int] = set()
+        """Orphans that were killed and are not collected yet."""
         self._cgroup_dirs: deque[str] = deque(maxlen=4096)
         self._pid = os.getpid()
 
@@ -211,8 +213,11 @@ class Launcher:
             if pid == 0:
                 return
             child = self._children.pop(pid, None)
-            if child is None:
-                continue  # an orphan of a guest
+            if child is None:  # an orphan of a guest
+                if pid in self._doomed:
+                    self._doomed.discard(pid)
+                    self._kill_orphans()  # what it had started is ours only now
+                continue
             if child.monitored and os.WIFSIGNALED(status):
                 self._kill_orphans()  # in case it was the monitor itself that somebody killed
             try:
@@ -235,6 +240,7 @@ class Launcher:
         """Kill what became a child of the launcher because its monitor is no more."""
         for pid in tree.children(self._pid):
             if pid not in self._children:
+                self._doomed.add(pid)
                 tree.kill_descendants(pid)
                 os.kill(pid, signal.SIGKILL)
 
