@@ -7,12 +7,18 @@
     │   ├── ArtifactNotFoundError
     │   ├── ArtifactInUseError
     │   ├── ArtifactCorruptError
+    │   ├── ArtifactDisabledError
+    │   ├── CircuitOpenError
+    │   ├── DependencyError
+    │   ├── SecretNotFoundError
     │   └── UnsupportedArtifactError
     ├── TaskError
     │   ├── TaskNotFoundError
     │   ├── TaskCancelledError
     │   ├── TaskTimeoutError
     │   ├── InvalidRequestError
+    │   │   └── UnsupportedModeError
+    │   ├── IdempotencyConflictError
     │   ├── ResourceExhaustedError
     │   └── NodeStoppingError
     ├── InstanceError
@@ -51,6 +57,7 @@ from typing import ClassVar
 
 __all__ = [
     "ArtifactCorruptError",
+    "ArtifactDisabledError",
     "ArtifactError",
     "ArtifactInUseError",
     "ArtifactNotFoundError",
@@ -60,8 +67,11 @@ __all__ = [
     "ChannelCreationError",
     "ChannelError",
     "ChannelTimeoutError",
+    "CircuitOpenError",
     "ClusterError",
     "ConfigError",
+    "DependencyError",
+    "IdempotencyConflictError",
     "InstanceError",
     "InstanceLostError",
     "InstanceStartError",
@@ -78,6 +88,7 @@ __all__ = [
     "RuntimeFault",
     "RuntimeNotFoundError",
     "RuntimeUnavailableError",
+    "SecretNotFoundError",
     "SpearError",
     "StoreError",
     "StoreFullError",
@@ -86,6 +97,7 @@ __all__ = [
     "TaskNotFoundError",
     "TaskTimeoutError",
     "UnsupportedArtifactError",
+    "UnsupportedModeError",
     "UnsupportedTransportError",
     "error_from_code",
 ]
@@ -139,6 +151,41 @@ class ArtifactCorruptError(ArtifactError):
     code = "data_loss"
 
 
+class ArtifactDisabledError(ArtifactError):
+    """An operator has disabled this version; it takes no new tasks."""
+
+
+class CircuitOpenError(ArtifactError):
+    """The artifact's instances keep breaking; it is left alone for a while.
+
+    :param retry_after: seconds until the next attempt is let through.
+    """
+
+    code = "unavailable"
+    retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        self.retry_after = retry_after
+
+
+class DependencyError(ArtifactError):
+    """Something that the artifact needs is not there or cannot be installed; the message names
+    it."""
+
+
+class SecretNotFoundError(ArtifactError):
+    """The artifact refers to a secret that the operator has not defined here, or that cannot be
+    read."""
+
+
 class UnsupportedArtifactError(ArtifactError):
     """No installed runtime knows this file, or the runtime refuses it (malformed code)."""
 
@@ -171,6 +218,16 @@ class InvalidRequestError(TaskError):
     """The request itself is wrong; the message names the field."""
 
     code = "invalid_argument"
+
+
+class UnsupportedModeError(InvalidRequestError):
+    """The request names a mode that does not exist, or that this method does not do."""
+
+
+class IdempotencyConflictError(TaskError):
+    """The idempotency key was used before, with another request."""
+
+    code = "already_exists"
 
 
 class ResourceExhaustedError(TaskError):

@@ -3,7 +3,16 @@
 Abstract classes, specs and values of each kind of plugin; no behaviour, no I/O.
 """
 
-from spear_core.api._artifact import Artifact, IsolationLevel, Limits
+from spear_core.api._artifact import (
+    Artifact,
+    ArtifactSettings,
+    ArtifactState,
+    IsolationLevel,
+    Limits,
+    PoolSettings,
+    Resources,
+    RetryPolicy,
+)
 from spear_core.api._channel import (
     Channel,
     ChannelListener,
@@ -31,9 +40,11 @@ from spear_core.api._execution import (
 )
 from spear_core.api._front_door import FrontDoorContext, FrontDoorSpec
 from spear_core.api._hostcall import HostcallContext, HostcallProvider, HostcallSpec
+from spear_core.api._metrics import ArtifactMetrics, ExecutionMetrics, Histogram, NodeMetrics
 from spear_core.api._node import (
     ArtifactInfo,
     ArtifactUpload,
+    ExecutionInfo,
     ExecutionMode,
     InstanceInfo,
     InstanceState,
@@ -44,6 +55,7 @@ from spear_core.api._node import (
     NodeApi,
     NodeStatus,
     PluginInfo,
+    Priority,
     RuntimeInfo,
     TaskInfo,
     TaskResult,
@@ -60,9 +72,11 @@ from spear_core.api._runtime import (
     Runtime,
     RuntimeInstanceId,
     RuntimeSpec,
+    StreamingInstance,
 )
 from spear_core.api._scheduler import NodeSnapshot, Scheduler, SchedulerSpec, TaskRequirements
 from spear_core.api._store import ObjectPage, ObjectStat, ObjectStore, ObjectStoreSpec
+from spear_core.api._stream import DuplexStream
 
 API_VERSION = 1
 """The version of every spec that this host speaks."""
@@ -71,6 +85,9 @@ __all__ = [
     "API_VERSION",
     "Artifact",
     "ArtifactInfo",
+    "ArtifactMetrics",
+    "ArtifactSettings",
+    "ArtifactState",
     "ArtifactUpload",
     "Capability",
     "Channel",
@@ -78,8 +95,11 @@ __all__ = [
     "ChannelListener",
     "ChannelOffer",
     "ChannelStatistics",
+    "DuplexStream",
     "ErrorInfo",
     "ExecutionConfig",
+    "ExecutionInfo",
+    "ExecutionMetrics",
     "ExecutionMode",
     "ExecutionRequest",
     "ExecutionResponse",
@@ -89,6 +109,7 @@ __all__ = [
     "FrontDoorContext",
     "FrontDoorSpec",
     "Health",
+    "Histogram",
     "HostcallContext",
     "HostcallProvider",
     "HostcallSpec",
@@ -110,6 +131,7 @@ __all__ = [
     "MessageFlag",
     "MessageKind",
     "NodeApi",
+    "NodeMetrics",
     "NodeSnapshot",
     "NodeStatus",
     "ObjectPage",
@@ -119,6 +141,10 @@ __all__ = [
     "PluginContext",
     "PluginInfo",
     "PoolConfig",
+    "PoolSettings",
+    "Priority",
+    "Resources",
+    "RetryPolicy",
     "Runtime",
     "RuntimeInfo",
     "RuntimeInstanceId",
@@ -126,6 +152,7 @@ __all__ = [
     "Scheduler",
     "SchedulerSpec",
     "SpearletConfig",
+    "StreamingInstance",
     "TaskConfig",
     "TaskInfo",
     "TaskRequirements",

@@ -1,4 +1,4 @@
-"""What a deployed piece of code is: artifact, limits, isolation."""
+"""What a deployed piece of code is: artifact, settings, limits, isolation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
+from attrs import validators
 
-__all__ = ["Artifact", "IsolationLevel", "Limits"]
+__all__ = [
+    "Artifact",
+    "ArtifactSettings",
+    "ArtifactState",
+    "IsolationLevel",
+    "Limits",
+    "PoolSettings",
+    "Resources",
+    "RetryPolicy",
+]
+
+
+_optional_positive = validators.optional(validators.gt(0))
+_optional_not_negative = validators.optional(validators.ge(0))
 
 
 class IsolationLevel(enum.IntEnum):
@@ -42,8 +56,95 @@ class Limits:
     """Size of the result; more is an error, not a cut."""
 
 
+class ArtifactState(enum.Enum):
+    """Where a version of an artifact is in its life."""
+
+    READY = "ready"
+    DISABLED = "disabled"
+    """Kept, but an operator has said that it takes no new tasks."""
+    DELETING = "deleting"
+
+
 @attrs.frozen(kw_only=True)
-class Artifact:
+class Resources:
+    """What one instance reserves of the node's capacity while it executes; ``None``: nothing."""
+
+    cpu: float | None = attrs.field(default=None, validator=_optional_positive)
+    """Cores; parts are allowed."""
+    memory_bytes: int | None = attrs.field(default=None, validator=_optional_positive)
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """How often and how soon an execution that failed retryably is tried again.
+
+    The wait before attempt *n* (from 2) is ``initial_backoff_s × multiplier^(n-2)``, at most
+    ``max_backoff_s``, then a random share of it between ``1 - jitter`` and 1.
+    """
+
+    attempts: int | None = attrs.field(default=None, validator=_optional_positive)
+    """Executions in all, the first included; ``None``: the node's ``execution.retry_attempts``."""
+    initial_backoff_s: float = attrs.field(default=0.1, validator=validators.ge(0))
+    max_backoff_s: float = attrs.field(default=10.0, validator=validators.ge(0))
+    multiplier: float = attrs.field(default=2.0, validator=validators.ge(1))
+    jitter: float = attrs.field(
+        default=0.5, validator=validators.and_(validators.ge(0), validators.le(1))
+    )
+
+
+@attrs.frozen(kw_only=True)
+class PoolSettings:
+    """An artifact's own wishes for its pool; ``None`` takes the node's ``[pool]``."""
+
+    min_instances: int | None = attrs.field(default=None, validator=_optional_not_negative)
+    max_instances: int | None = attrs.field(default=None, validator=_optional_positive)
+    idle_timeout_ms: int | None = attrs.field(default=None, validator=_optional_positive)
+    health_check_interval_ms: int | None = attrs.field(default=None, validator=_optional_positive)
+    max_executions_per_instance: int | None = attrs.field(
+        default=None, validator=_optional_not_negative
+    )
+    selection: str | None = None
+    """A policy's name: ``least_outstanding``, ``round_robin`` or ``weighted``."""
+
+
+@attrs.frozen(kw_only=True)
+class ArtifactSettings:
+    """What is said about an artifact when it is deployed, and stays with that version."""
+
+    entry: str = ""
+    """Default entry point; empty means the runtime's own default."""
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    """Environment variables the code may see (``env.NAME`` for a wasm guest)."""
+    secrets: Mapping[str, str] = attrs.field(factory=dict)
+    """Environment variable → name of a secret that the operator has defined on the node. The value
+    is looked up when an instance is made and appears nowhere else."""
+    args: tuple[str, ...] = ()
+    """Command-line arguments, for shapes that have a command line."""
+    limits: Limits = Limits()
+    resources: Resources = Resources()
+    required_isolation: IsolationLevel | None = None
+    """Refuse to run below this level; ``None`` takes what the machine gives."""
+    timeout_s: float | None = None
+    """Default deadline of a task; ``None`` means the node's."""
+    idempotent: bool = False
+    """Running it twice does no more than running it once: an execution that broke half-way is
+    tried again (at least once, instead of at most once)."""
+    retry: RetryPolicy = RetryPolicy()
+    max_concurrent: int | None = attrs.field(default=None, validator=_optional_positive)
+    """Executions of this artifact at the same time; ``None``: as many as the node allows."""
+    concurrency: int = attrs.field(default=1, validator=validators.gt(0))
+    """Executions that one instance may have at the same time, where its runtime is capable."""
+    weight: float = attrs.field(default=1.0, validator=validators.gt(0))
+    """Its share beside other artifacts that wait for a slot."""
+    pool: PoolSettings = PoolSettings()
+    requirements: tuple[str, ...] = ()
+    """Python requirements (PEP 508) that the code imports."""
+    dependencies: tuple[str, ...] = ()
+    """Other artifacts that must be deployed here, as ``name`` or ``name@version``."""
+
+
+@attrs.frozen(kw_only=True)
+class Artifact(ArtifactSettings):
     """A named, versioned, immutable code package as one node holds it."""
 
     name: str
@@ -59,20 +160,12 @@ class Artifact:
     path: Path
     """The code on this node, readable, content-addressed, never written again."""
     filename: str
-    """The file's own name when it was deployed, for messages and interpreters that ask."""
-    entry: str = ""
-    """Default entry point; empty means the runtime's own default."""
-    env: Mapping[str, str] = attrs.field(factory=dict)
-    """Environment variables the code may see (``env.NAME`` for a wasm guest)."""
-    args: tuple[str, ...] = ()
-    """Command-line arguments, for shapes that have a command line."""
-    limits: Limits = Limits()
-    required_isolation: IsolationLevel | None = None
-    """Refuse to run below this level; ``None`` takes what the machine gives."""
+    """The file's own name when it was deployed, for messages and interpreters that ask; within a
+    bundle, its path there."""
+    root: Path | None = None
+    """The bundle's directory, when there are other files beside ``path``; ``None``: one file."""
     reuse: bool = False
     """Whether one instance may serve many executions, one after the other."""
-    timeout_s: float | None = None
-    """Default deadline of a task; ``None`` means the node's."""
 
     @property
     def ref(self) -> str:

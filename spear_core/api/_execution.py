@@ -66,6 +66,8 @@ class ExecutionRequest:
     """Seconds from now until the task's deadline, for the guest to see; the caller enforces it."""
     trace: str = ""
     """W3C ``traceparent``, or empty."""
+    context: Mapping[str, str] = attrs.field(factory=dict)
+    """What the caller said beside the input."""
 
 
 @attrs.frozen(kw_only=True)

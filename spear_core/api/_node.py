@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from spear_core.api._artifact import IsolationLevel, Limits
+from spear_core.api._artifact import ArtifactSettings, ArtifactState
 from spear_core.api._execution import ErrorInfo, ExecutionUsage
 
 __all__ = [
     "ArtifactInfo",
     "ArtifactUpload",
+    "ExecutionInfo",
     "ExecutionMode",
     "InstanceInfo",
     "InstanceState",
@@ -24,6 +25,7 @@ __all__ = [
     "NodeApi",
     "NodeStatus",
     "PluginInfo",
+    "Priority",
     "RuntimeInfo",
     "TaskInfo",
     "TaskResult",
@@ -36,6 +38,8 @@ class TaskState(enum.Enum):
 
     PENDING = "pending"
     RUNNING = "running"
+    RETRYING = "retrying"
+    """An execution failed retryably and the next one waits for its time."""
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -44,7 +48,7 @@ class TaskState(enum.Enum):
     @property
     def is_final(self) -> bool:
         """True when the task will not change any more."""
-        return self not in (TaskState.PENDING, TaskState.RUNNING)
+        return self not in (TaskState.PENDING, TaskState.RUNNING, TaskState.RETRYING)
 
 
 class InstanceState(enum.Enum):
@@ -63,26 +67,34 @@ class ExecutionMode(enum.Enum):
 
     SYNC = "sync"
     ASYNC = "async"
+    STREAM = "stream"
+    """Only through :meth:`NodeApi.stream`; :meth:`NodeApi.invoke` refuses it and says so."""
+
+
+class Priority(enum.IntEnum):
+    """Who goes first; waiting raises a task's priority so that nothing starves."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    URGENT = 3
 
 
 @attrs.frozen(kw_only=True)
-class ArtifactUpload:
+class ArtifactUpload(ArtifactSettings):
     """Code to deploy."""
 
     name: str
     """1 to 100 letters, digits, ``-``, ``_`` and ``.``, beginning with a letter or digit."""
     filename: str
+    """The file to run; within a bundle, its path there."""
     content: bytes
+    bundle: bool = False
+    """``content`` is a zip archive with ``filename`` and what belongs to it."""
     runtime: str = ""
     """Empty: the node picks the runtime that recognises the file."""
-    entry: str = ""
-    env: Mapping[str, str] = attrs.field(factory=dict)
-    args: tuple[str, ...] = ()
-    limits: Limits = Limits()
-    required_isolation: IsolationLevel | None = None
     reuse: bool | None = None
     """``None``: as the runtime says for this kind of code."""
-    timeout_s: float | None = None
     executable: bool = False
     """The file had its x bit set."""
 
@@ -104,6 +116,9 @@ class ArtifactInfo:
     """Seconds since the Unix epoch."""
     in_use: int
     """Unfinished tasks and live instances that use it."""
+    state: ArtifactState = ArtifactState.READY
+    latest: bool = True
+    """What its name alone means."""
 
 
 @attrs.frozen(kw_only=True)
@@ -119,6 +134,17 @@ class InvokeRequest:
     """Seconds until the deadline, queueing included; ``None``: the artifact's, else the node's."""
     trace: str = ""
     """W3C ``traceparent``, or empty."""
+    priority: Priority = Priority.NORMAL
+    idempotency_key: str = ""
+    """Requests of one caller with the same key and the same content are one task, as long as it is
+    kept. Empty: every request is its own."""
+    caller: str = ""
+    """Whose limits count; a front door that knows better than the client says so itself."""
+    context: Mapping[str, str] = attrs.field(factory=dict)
+    """Short facts for the guest, beside its input."""
+    parent_task_id: str = ""
+    """The task that asks for this one; its end cancels this one unless ``detached``."""
+    detached: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -131,10 +157,27 @@ class TaskResult:
     """Set for every final state but ``completed``."""
     execution_time_ms: float = 0.0
     """From the moment an instance was there until it answered."""
+    queue_time_ms: float = 0.0
+    """From the task's acceptance, or the end of the wait for a retry, until then."""
+    cold: bool = False
+    """An instance was made for it."""
     instance_id: str = ""
     node_id: str = ""
     attempt: int = 1
     usage: ExecutionUsage = ExecutionUsage()
+
+
+@attrs.frozen(kw_only=True)
+class ExecutionInfo:
+    """An attempt that has ended."""
+
+    execution_id: str
+    attempt: int
+    instance_id: str
+    started_at: float
+    """Seconds since the Unix epoch; the next likewise."""
+    completed_at: float
+    error: ErrorInfo | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -152,6 +195,12 @@ class TaskInfo:
     completed_at: float | None = None
     result: TaskResult | None = None
     """Set when ``state`` is final. Listings leave the output out."""
+    priority: Priority = Priority.NORMAL
+    caller: str = ""
+    parent_task_id: str = ""
+    attempt: int = 1
+    failed_executions: tuple[ExecutionInfo, ...] = ()
+    """Attempts before the current or last one."""
 
 
 @attrs.frozen(kw_only=True)

@@ -14,6 +14,7 @@ import attrs
 from spear_core.api._artifact import Artifact
 from spear_core.api._execution import ExecutionRequest, ExecutionResponse
 from spear_core.api._plugin import PluginContext
+from spear_core.api._stream import DuplexStream
 
 __all__ = [
     "Capability",
@@ -25,6 +26,7 @@ __all__ = [
     "Runtime",
     "RuntimeInstanceId",
     "RuntimeSpec",
+    "StreamingInstance",
 ]
 
 C = TypeVar("C")
@@ -59,6 +61,10 @@ class Capability(enum.Enum):
     """Cancelling ``execute`` stops a guest that computes and never looks up."""
     MEMORY_LIMIT = "memory_limit"
     """``Limits.memory_bytes`` holds."""
+    STREAM = "stream"
+    """Its instances are :class:`StreamingInstance`."""
+    CONCURRENCY = "concurrency"
+    """An instance may have several executions at the same time (``Artifact.concurrency``)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -78,6 +84,8 @@ class InstanceSpec:
 
     id: RuntimeInstanceId
     artifact: Artifact
+    secrets: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """Environment variables with the values of the artifact's secrets. Never log or list them."""
 
 
 @attrs.frozen(kw_only=True)
@@ -131,6 +139,22 @@ class Instance(ABC):
     @abstractmethod
     def statistics(self) -> InstanceStatistics:
         """What the instance has used so far. Cheap; never blocks."""
+
+
+class StreamingInstance(Instance):
+    """An instance that can also take its input and give its output piece by piece."""
+
+    @abstractmethod
+    def stream(
+        self, request: ExecutionRequest
+    ) -> AbstractAsyncContextManager[DuplexStream[ExecutionResponse]]:
+        """Run one execution while the block lasts; ``request.payload`` is not used.
+
+        The guest's input is what the caller sends, its output what the caller receives, with
+        backpressure both ways. :meth:`DuplexStream.result` gives the response, whose payload is
+        empty. Leaving the block before that stops the guest as cancelling :meth:`execute` does.
+        **Raises** as :meth:`execute`, on entry or from the stream's methods.
+        """
 
 
 class Runtime(ABC):

@@ -195,14 +195,7 @@ class NodeClient(NodeApi):
         self._ask = ask
 
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
-        args = {
-            "function": request.function,
-            "content_type": request.content_type,
-            "mode": request.mode.value,
-            "timeout_s": request.timeout_s,
-            "trace": request.trace,
-        }
-        reply = await self._ask("invoke", args, request.payload)
+        reply = await self._ask("invoke", _invoke_arguments(request), request.payload)
         response = _received(reply, InvokeResponse)
         if reply.payload:
             response = attrs.evolve(response, task=_joined(response.task, reply))
@@ -254,6 +247,22 @@ class NodeClient(NodeApi):
     ) -> T:
         reply = await self._ask(method, args, payload)
         return decode_head(bytes(reply.payload), type_)
+
+
+def _invoke_arguments(request: InvokeRequest) -> dict[str, Any]:
+    """What the request says beside its payload; what it leaves at its default is left out."""
+    args: dict[str, Any] = {"function": request.function}
+    for name, default in _INVOKE_DEFAULTS:
+        if (value := getattr(request, name)) != default:
+            args[name] = value
+    return args
+
+
+_INVOKE_DEFAULTS = tuple(
+    (field.name, {} if field.name == "context" else field.default)
+    for field in attrs.fields(InvokeRequest)
+    if field.name not in ("function", "payload")
+)
 
 
 def _received(reply: Reply, type_: type[T]) -> T:

@@ -116,6 +116,7 @@ class _RequestArgs(msgspec.Struct):
     content_type: str = "application/octet-stream"
     deadline_s: float | None = None
     trace: str = ""
+    context: dict[str, str] = {}
 
 
 class _ExecuteHead(msgspec.Struct):
@@ -214,7 +215,7 @@ def error_from_head(data: bytes | memoryview) -> SpearError:
 
 def execution_request_to_args(request: ExecutionRequest) -> dict[str, Any]:
     """The arguments of ``execute``; the payload goes beside them."""
-    return {
+    args: dict[str, Any] = {
         "execution_id": request.execution_id,
         "task_id": request.task_id,
         "attempt": request.attempt,
@@ -223,6 +224,9 @@ def execution_request_to_args(request: ExecutionRequest) -> dict[str, Any]:
         "deadline_s": request.deadline_s,
         "trace": request.trace,
     }
+    if request.context:
+        args["context"] = request.context
+    return args
 
 
 def execution_request_from_args(args: dict[str, Any], payload: Payload) -> ExecutionRequest:
@@ -243,6 +247,7 @@ def _request(known: _RequestArgs, payload: Payload) -> ExecutionRequest:
         content_type=known.content_type,
         deadline_s=known.deadline_s,
         trace=known.trace,
+        context=known.context,
     )
 
 
