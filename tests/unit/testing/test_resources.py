@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -21,13 +21,13 @@ def test_nothing_new() -> None:
 
 async def test_a_new_process_and_its_child() -> None:
     before = Resources.now()
-    with subprocess.Popen(["sh", "-c", "sleep 60 & wait"], stdout=subprocess.DEVNULL) as process:
-        try:
-            found = Resources.now().more_than(before)
-            assert any(f"process {process.pid} " in line for line in found)
-        finally:
-            subprocess.run(["pkill", "-P", str(process.pid)], check=False)
-            process.kill()
+    command = ["sh", "-c", "sleep 60 & wait"]
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(partial(trio.run_process, command, check=False))
+        found = Resources.now().more_than(before)
+        await trio.run_process(["pkill", "-P", str(process.pid)], check=False)
+        nursery.cancel_scope.cancel()
+    assert any(f"process {process.pid} " in line for line in found)
     # The grandchild is init's to bury, which takes init a moment.
     assert await Resources.settled(before, seconds=5) == []
 
