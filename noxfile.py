@@ -212,6 +212,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=OLDEST)
+def bench_ray(session: nox.Session) -> None:
+    """SPEAR beside Ray, which the session installs, starts and stops."""
+    _install(session, *BY_NAME)
+    session.install("ray[default]")
+    session.run("python", str(ROOT / "bench" / "against_ray.py"), *session.posargs)
+
+
+@nox.session(python=OLDEST)
 def soak(session: nox.Session) -> None:
     """Ten thousand executions leave nothing behind."""
     _install(session, *BY_NAME)

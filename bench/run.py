@@ -16,7 +16,7 @@ from typing import Any
 from _report import Row, meets
 
 FOLDER = Path(__file__).parent
-APART = {"run", "soak"}
+APART = {"run", "soak", "against_ray"}
 
 
 def run(script: Path, *, as_json: bool) -> Any:
@@ -45,7 +45,7 @@ def verdict(row: Row) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="benchmarks to run; all but the soak by default")
+    parser.add_argument("names", nargs="*", help="which to run; default: all but soak and Ray")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--strict", action="store_true", help="fail when a target is missed")
     options = parser.parse_args()
