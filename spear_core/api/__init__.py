@@ -28,6 +28,7 @@ from spear_core.api._config import (
     ExecutionConfig,
     LogConfig,
     PoolConfig,
+    SecretSource,
     SpearletConfig,
     TaskConfig,
 )
@@ -151,6 +152,7 @@ __all__ = [
     "RuntimeSpec",
     "Scheduler",
     "SchedulerSpec",
+    "SecretSource",
     "SpearletConfig",
     "StreamingInstance",
     "TaskConfig",

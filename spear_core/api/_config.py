@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import attrs
 from attrs import validators
 
-__all__ = ["ExecutionConfig", "LogConfig", "PoolConfig", "SpearletConfig", "TaskConfig"]
+__all__ = [
+    "ExecutionConfig",
+    "LogConfig",
+    "PoolConfig",
+    "SecretSource",
+    "SpearletConfig",
+    "TaskConfig",
+]
 
 _positive = validators.gt(0)
 _not_negative = validators.ge(0)
@@ -61,6 +71,23 @@ class LogConfig:
 
 
 @attrs.frozen(kw_only=True)
+class SecretSource:
+    """One entry of ``[secrets]``: where the node finds the value. The value itself has no place in
+    a configuration, which people print, copy and commit."""
+
+    env: str | None = None
+    """A variable in the node's own environment."""
+    file: Path | None = None
+    """A file with the value; one line end at its end does not count."""
+
+    def __attrs_post_init__(self) -> None:
+        if (self.env is None) == (self.file is None):
+            raise ValueError('expected one of { env = "VARIABLE" } and { file = "/path" }')
+        if self.file is not None and not self.file.is_absolute():
+            raise ValueError("file: expected an absolute path")
+
+
+@attrs.frozen(kw_only=True)
 class SpearletConfig:
     """Everything a node reads from its configuration, except the plugins' own sections."""
 
@@ -68,3 +95,5 @@ class SpearletConfig:
     pool: PoolConfig = PoolConfig()
     tasks: TaskConfig = TaskConfig()
     logs: LogConfig = LogConfig()
+    secrets: Mapping[str, SecretSource] = attrs.field(factory=dict)
+    """``[secrets]``: by the name that artifacts use."""

@@ -18,17 +18,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import attrs
-import msgspec
 import trio
 
-from spear_core.api import Artifact, ArtifactInfo, ArtifactUpload, IsolationLevel, Limits
+from spear_core.api import Artifact, ArtifactInfo, ArtifactUpload
 from spear_core.errors import (
     ArtifactCorruptError,
     ArtifactError,
     ArtifactInUseError,
     ArtifactNotFoundError,
     InvalidRequestError,
+)
+from spear_core.node._artifact_records import (
+    NameRecord,
+    VersionRecord,
+    decode_name,
+    encode_name,
+    settings_of,
 )
 from spear_core.node._state import write_atomically
 
@@ -38,41 +43,6 @@ _HASH_INLINE_BYTES = 256 << 10
 """Hashing this takes as long as two hops to a thread and back (0.1 ms)."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FUNCTION = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>[0-9]{1,9}|latest))?(?::(?P<entry>.+))?")
-
-
-@attrs.frozen(kw_only=True)
-class _Version:
-    """One line of a name's file: an artifact without its path, which depends on the directory."""
-
-    version: int
-    digest: str
-    size: int
-    created_at: float
-    runtime: str
-    shape: str
-    filename: str
-    entry: str
-    env: dict[str, str]
-    args: tuple[str, ...]
-    limits: Limits
-    required_isolation: IsolationLevel | None
-    reuse: bool
-    timeout_s: float | None
-
-    def settings(self) -> tuple[object, ...]:
-        """Everything that was asked for: equal settings are the same version."""
-        return attrs.astuple(self, filter=lambda field, _: field.name not in _GIVEN_BY_US)
-
-
-_GIVEN_BY_US = frozenset({"version", "created_at"})
-
-
-@attrs.frozen(kw_only=True)
-class _Name:
-    """The content of a name's file."""
-
-    next_version: int
-    versions: tuple[_Version, ...]
 
 
 def parse_function(function: str) -> tuple[str, int | None, str]:
@@ -99,7 +69,7 @@ class ArtifactStore:
     def __init__(self, root: Path, *, warn: Callable[[str], None]) -> None:
         self._code = root / "code"
         self._names_dir = root / "names"
-        self._names: dict[str, _Name] = {}
+        self._names: dict[str, NameRecord] = {}
         self._artifacts: dict[tuple[str, int], Artifact] = {}
         self._users: Counter[tuple[str, int]] = Counter()
         self._leaving: set[tuple[str, int]] = set()
@@ -110,10 +80,11 @@ class ArtifactStore:
     def _load(self, warn: Callable[[str], None]) -> None:
         for path in sorted(self._names_dir.glob("*.json")):
             try:
-                name = msgspec.json.decode(path.read_bytes(), type=_Name)
-            except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+                name = decode_name(path.read_bytes())
+            except (OSError, ArtifactCorruptError) as error:
+                why = f"cannot be read ({error})" if isinstance(error, OSError) else str(error)
                 self._unreadable[path.stem] = (
-                    f"artifact {path.stem!r} cannot be used: {path} cannot be read ({error}); "
+                    f"artifact {path.stem!r} cannot be used: {path} {why}; "
                     "restore the file, or move it away and deploy again"
                 )
                 warn(self._unreadable[path.stem])
@@ -128,15 +99,23 @@ class ArtifactStore:
             for directory in self._code.iterdir():
                 self._remove_unused(directory.name)
 
-    def _remember(self, name: str, record: _Name) -> None:
+    def _remember(self, name: str, record: NameRecord) -> None:
         self._names[name] = record
         for version in record.versions:
             self._artifacts.setdefault((name, version.version), self._artifact(name, version))
 
-    def _artifact(self, name: str, version: _Version) -> Artifact:
-        fields = attrs.asdict(version, recurse=False)
-        del fields["size"], fields["created_at"]
-        return Artifact(name=name, path=self._code / version.digest / version.filename, **fields)
+    def _artifact(self, name: str, version: VersionRecord) -> Artifact:
+        return Artifact(
+            name=name,
+            version=version.version,
+            digest=version.digest,
+            runtime=version.runtime,
+            shape=version.shape,
+            path=self._code / version.digest / version.filename,
+            filename=version.filename,
+            reuse=version.reuse,
+            **settings_of(version),
+        )
 
     def resolve(self, function: str) -> tuple[Artifact, str]:
         """The artifact a function means, and the entry it names (or the artifact's default).
@@ -217,7 +196,7 @@ class ArtifactStore:
         version = self._version(upload, digest, runtime=runtime, shape=shape, reuse=reuse)
         record = self._names.get(upload.name)
         latest = record.versions[-1] if record and record.versions else None
-        if latest and latest.settings() == version.settings():
+        if latest and latest.asked_for() == version.asked_for():
             key = (upload.name, latest.version)
             if key not in self._leaving:
                 return self._artifacts[key], True
@@ -225,9 +204,9 @@ class ArtifactStore:
 
     def _version(
         self, upload: ArtifactUpload, digest: str, *, runtime: str, shape: str, reuse: bool
-    ) -> _Version:
+    ) -> VersionRecord:
         record = self._names.get(upload.name)
-        return _Version(
+        return VersionRecord(
             version=record.next_version if record else 1,
             digest=digest,
             size=len(upload.content),
@@ -235,13 +214,8 @@ class ArtifactStore:
             runtime=runtime,
             shape=shape,
             filename=upload.filename,
-            entry=upload.entry,
-            env=dict(upload.env),
-            args=tuple(upload.args),
-            limits=upload.limits,
-            required_isolation=upload.required_isolation,
             reuse=reuse,
-            timeout_s=upload.timeout_s,
+            **settings_of(upload),
         )
 
     def commit(self, upload: ArtifactUpload, candidate: Artifact) -> ArtifactInfo:
@@ -256,16 +230,15 @@ class ArtifactStore:
             shape=candidate.shape,
             reuse=candidate.reuse,
         )
-        record = self._names.get(upload.name, _Name(next_version=1, versions=()))
-        grown = _Name(next_version=version.version + 1, versions=(*record.versions, version))
+        record = self._names.get(upload.name, NameRecord(next_version=1, versions=()))
+        grown = NameRecord(next_version=version.version + 1, versions=(*record.versions, version))
         self._write(upload.name, grown)
         self._remember(upload.name, grown)
         return self.info(self._artifacts[upload.name, version.version])
 
-    def _write(self, name: str, record: _Name) -> None:
-        content = msgspec.json.format(msgspec.json.encode(record)) + b"\n"
+    def _write(self, name: str, record: NameRecord) -> None:
         try:
-            write_atomically(self._names_dir / f"{name}.json", content)
+            write_atomically(self._names_dir / f"{name}.json", encode_name(record))
         except OSError as error:
             raise _cannot_store(name, error) from error
 
@@ -374,8 +347,8 @@ class ArtifactStore:
         """Remove one version; its number is never given again."""
         record = self._names[artifact.name]
         left = tuple(v for v in record.versions if v.version != artifact.version)
-        self._write(artifact.name, _Name(next_version=record.next_version, versions=left))
-        self._names[artifact.name] = _Name(next_version=record.next_version, versions=left)
+        self._write(artifact.name, NameRecord(next_version=record.next_version, versions=left))
+        self._names[artifact.name] = NameRecord(next_version=record.next_version, versions=left)
         del self._artifacts[artifact.name, artifact.version]
         self._remove_unused(artifact.digest)
 
@@ -392,6 +365,6 @@ def _cannot_store(name: str, error: OSError) -> ArtifactError:
     )
 
 
-def _known(names: Mapping[str, _Name]) -> str:
+def _known(names: Mapping[str, NameRecord]) -> str:
     known = sorted(name for name, record in names.items() if record.versions)
     return f" (there are: {', '.join(known[:8])}{', …' if len(known) > 8 else ''})" if known else ""

@@ -33,6 +33,7 @@ from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import Background, open_background
 from spear_core.node._failures import as_spear_error
 from spear_core.node._pool import InstancePool, PooledInstance, describe_instance
+from spear_core.node._secrets import Secrets
 from spear_core.node._slots import Slot, Slots
 from spear_core.node._tasks import Task, TaskTable
 
@@ -95,6 +96,7 @@ class Executor:
         node_id: str,
         background: Background,
         log: Logger,
+        secrets: Secrets | None = None,
     ) -> None:
         self._runtimes = runtimes
         self._artifacts = artifacts
@@ -103,6 +105,7 @@ class Executor:
         self._node_id = node_id
         self._background = background
         self._log = log
+        self._secrets = secrets or Secrets({}, warn=log.warning)
         self.slots = Slots(
             limit=config.execution.max_concurrent_tasks,
             max_queued=config.execution.max_queued_tasks,
@@ -168,6 +171,7 @@ class Executor:
             self._log.warning("after task %s had ended: %s", task.id, error)
             return
         info = ErrorInfo(code=error.code, message=error.message, kind=type(error).__name__)
+        info = self._secrets.strike_error(task.artifact, info)
         task.finish(TaskState.FAILED, TaskResult(error=info, node_id=self._node_id))
 
     def _finish_stopped(self, task: Task) -> None:
@@ -202,7 +206,7 @@ class Executor:
             pooled = await self._borrow(deployment.pool, slot)
             with self._lent(deployment.pool, pooled):
                 return await self._execute_on(task, pooled.running)
-        spec = InstanceSpec(id=self._new_id(artifact.runtime), artifact=artifact)
+        spec = self._secrets.instance_spec(self._new_id(artifact.runtime), artifact)
         async with deployment.runtime.open_instance(spec) as instance:
             with self._single(spec, instance):
                 return await self._execute_on(task, instance)
@@ -275,6 +279,8 @@ class Executor:
                 "(the artifact's output limit, else execution.max_output_bytes)",
             )
             output = b""
+        if error is not None:
+            error = self._secrets.strike_error(task.artifact, error)
         completed = response.status is ExecutionStatus.COMPLETED and error is None
         result = TaskResult(
             output=output,
@@ -308,6 +314,7 @@ class Executor:
                         background=self._background,
                         new_id=lambda: self._new_id(artifact.runtime),
                         log=self._log,
+                        make_spec=self._secrets.instance_spec,
                     ),
                 )
         return self._deployments[key]
@@ -368,11 +375,19 @@ async def open_executor(
     *,
     node_id: str,
     log: Logger,
+    secrets: Secrets | None = None,
 ) -> AsyncIterator[Executor]:
     """An executor; leaving the block ends whatever still runs."""
     async with open_background() as background:
         executor = Executor(
-            runtimes, artifacts, tasks, config, node_id=node_id, background=background, log=log
+            runtimes,
+            artifacts,
+            tasks,
+            config,
+            node_id=node_id,
+            background=background,
+            log=log,
+            secrets=secrets,
         )
         yield executor
         await executor.close_pools()

@@ -7,6 +7,7 @@ from logging import Logger
 from spear_core.api import HostcallContext, HostcallProvider, Hostcalls
 from spear_core.errors import InvalidRequestError, SpearError
 from spear_core.node._failures import as_spear_error
+from spear_core.node._secrets import Secrets
 from spear_core.node._services import Services
 from spear_core.node._tasks import TaskTable
 from spear_core.plugins import Plugins
@@ -20,12 +21,19 @@ class NodeHostcalls(Hostcalls):
     """The node's side of hostcalls."""
 
     def __init__(
-        self, services: Services, plugins: Plugins, tasks: TaskTable, *, log: Logger
+        self,
+        services: Services,
+        plugins: Plugins,
+        tasks: TaskTable,
+        *,
+        log: Logger,
+        secrets: Secrets | None = None,
     ) -> None:
         self._services = services
         self._plugins = plugins
         self._tasks = tasks
         self._log = log
+        self._secrets = secrets or Secrets({}, warn=log.warning)
 
     def log(
         self, execution_id: str, message: str, *, level: str = "info", source: str = "guest"
@@ -33,6 +41,7 @@ class NodeHostcalls(Hostcalls):
         task = self._tasks.by_execution(execution_id)
         if task is not None:
             level = level if level in _LEVELS else "info"
+            message = self._secrets.strike(task.artifact, message)
             task.log.append(execution_id, message, level=level, source=source)
 
     async def call(self, execution_id: str, name: str, payload: bytes) -> bytes:

@@ -21,6 +21,7 @@ from spear_core.node._channels import NodeChannels
 from spear_core.node._executor import Executor, open_executor
 from spear_core.node._hostcalls import NodeHostcalls
 from spear_core.node._local_node import LocalNode, NodeIdentity
+from spear_core.node._secrets import Secrets
 from spear_core.node._services import ContextMaker, Services
 from spear_core.node._state import hold_state, open_run_dir
 from spear_core.node._system_log import open_system_log
@@ -124,6 +125,7 @@ async def open_node(
             keep_finished_bytes=config.tasks.keep_finished_bytes,
         )
         artifacts = ArtifactStore(paths.artifacts, warn=log.warning)
+        secrets = Secrets(config.secrets, warn=log.warning)
         background = await stack.enter_async_context(open_background())
         maker = ContextMaker(
             node_id=node_id,
@@ -134,11 +136,13 @@ async def open_node(
         )
         services = Services(plugins, settings, maker, background=background, log=log)
         services.attach(
-            NodeHostcalls(services, plugins, tasks, log=log),
+            NodeHostcalls(services, plugins, tasks, log=log, secrets=secrets),
             NodeChannels(services, plugins, node_id=node_id, log=log),
         )
         executor = await stack.enter_async_context(
-            open_executor(services, artifacts, tasks, config, node_id=node_id, log=log)
+            open_executor(
+                services, artifacts, tasks, config, node_id=node_id, log=log, secrets=secrets
+            )
         )
         local = LocalNode(
             NodeIdentity(node_id=node_id, state_dir=paths.root, started_at=time.time()),

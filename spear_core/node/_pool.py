@@ -30,6 +30,7 @@ from spear_core.api import (
 from spear_core.errors import InstanceError, InstanceStartError, SpearError
 from spear_core.node._background import Background
 from spear_core.node._failures import as_spear_error
+from spear_core.node._secrets import SpecMaker, without_secrets
 
 __all__ = ["InstancePool", "PooledInstance", "describe_instance"]
 
@@ -97,6 +98,7 @@ class InstancePool:
         background: Background,
         new_id: Callable[[], RuntimeInstanceId],
         log: Logger,
+        make_spec: SpecMaker = without_secrets,
     ) -> None:
         self._artifact = artifact
         self._runtime = runtime
@@ -104,6 +106,7 @@ class InstancePool:
         self._background = background
         self._new_id = new_id
         self._log = log
+        self._make_spec = make_spec
         self.live: dict[str, PooledInstance] = {}
         self._idle: list[PooledInstance] = []
         self._waiting: OrderedDict[trio.lowlevel.Task, None] = OrderedDict()
@@ -204,7 +207,8 @@ class InstancePool:
         try:
             pooled.starting.deadline = trio.current_time() + limit
             with pooled.starting:
-                async with self._runtime.open_instance(pooled.spec) as instance:
+                spec = self._make_spec(pooled.spec.id, self._artifact)
+                async with self._runtime.open_instance(spec) as instance:
                     await trio.lowlevel.checkpoint_if_cancelled()
                     pooled.starting.deadline = math.inf
                     self._started(pooled, instance)
