@@ -33,6 +33,8 @@ class ExecutionConfig:
     max_output_bytes: int = attrs.field(default=64 << 20, validator=_positive)
     shutdown_grace_ms: int = attrs.field(default=10_000, validator=_not_negative)
     """How long running tasks may go on once the node was told to stop."""
+    enable_metrics: bool = True
+    """Keep the distributions of execution and queue times, too; counters are always kept."""
 
 
 @attrs.frozen(kw_only=True)

@@ -28,16 +28,17 @@ from spear_core.api import (
     TaskResult,
     TaskState,
 )
-from spear_core.errors import SpearError
+from spear_core.errors import ResourceExhaustedError, SpearError
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import Background, open_background
 from spear_core.node._failures import as_spear_error
+from spear_core.node._metrics import ExecutionRecorder
 from spear_core.node._pool import InstancePool, PooledInstance, describe_instance
 from spear_core.node._secrets import Secrets
 from spear_core.node._slots import Slot, Slots
 from spear_core.node._tasks import Task, TaskTable
 
-__all__ = ["Executor", "Metrics", "RuntimeSource", "open_executor"]
+__all__ = ["Executor", "RuntimeSource", "open_executor"]
 
 
 class RuntimeSource(Protocol):
@@ -47,29 +48,6 @@ class RuntimeSource(Protocol):
         """The open runtime of this name. :raises RuntimeFault: it cannot be had."""
 
 
-@attrs.define
-class Metrics:
-    """What has run so far."""
-
-    total: int = 0
-    successful: int = 0
-    failed: int = 0
-    execution_s: float = 0.0
-    """Sum over all that had an instance."""
-
-    def count(self, *, success: bool, execution_s: float) -> None:
-        """Take note of one finished task."""
-        self.total += 1
-        self.successful += success
-        self.failed += not success
-        self.execution_s += execution_s
-
-    @property
-    def average_s(self) -> float:
-        """Seconds per execution; 0 before the first."""
-        return self.execution_s / self.total if self.total else 0.0
-
-
 @attrs.define(eq=False)
 class _Deployment:
     """An artifact that runs here: its runtime, ready, and its instances."""
@@ -77,7 +55,6 @@ class _Deployment:
     artifact: Artifact
     runtime: Runtime
     pool: InstancePool
-    metrics: Metrics = attrs.field(factory=Metrics)
 
 
 _Key = tuple[str, int]
@@ -110,7 +87,7 @@ class Executor:
             limit=config.execution.max_concurrent_tasks,
             max_queued=config.execution.max_queued_tasks,
         )
-        self.metrics = Metrics()
+        self.recorder = ExecutionRecorder(histograms=config.execution.enable_metrics)
         self._deployments: dict[_Key, _Deployment] = {}
         self._preparing: dict[_Key, trio.Lock] = {}
         self._single_use: dict[str, PooledInstance] = {}
@@ -121,15 +98,18 @@ class Executor:
 
         :raises ResourceExhaustedError: the queue is full.
         """
-        self.slots.admit(typical_s=self.metrics.average_s)
+        try:
+            self.slots.admit(typical_s=self.recorder.average_s)
+        except ResourceExhaustedError:
+            self.recorder.rejected()
+            raise
         self._artifacts.use(artifact)
+        self.recorder.admitted(artifact)
 
     def estimate_s(self, artifact: Artifact, default: float) -> float:
         """Seconds that an execution of this artifact has taken on average."""
-        deployment = self._deployments.get((artifact.name, artifact.version))
-        if deployment is None or not deployment.metrics.total:
-            return default
-        return deployment.metrics.average_s
+        average = self.recorder.average_of(artifact)
+        return default if average is None else average
 
     def start(self, task: Task) -> None:
         """Run an admitted task in the background."""
@@ -140,13 +120,12 @@ class Executor:
 
         **Cancellation**: the task ends as cancelled, and nothing of it runs.
         """
-        execution_s = 0.0
         slot = Slot(self.slots)
         try:
             with task.scope:
                 try:
                     await slot.take()
-                    execution_s = await self._execute(task, slot)
+                    await self._execute(task, slot)
                 finally:
                     slot.leave()
         except Exception as error:  # barrier: one task
@@ -156,15 +135,18 @@ class Executor:
                 self._finish_stopped(task)
             self.slots.leave()
             self._artifacts.unuse(task.artifact)
-            self._count(task, execution_s)
+            self._count(task)
             self._tasks.retire(task)
 
-    def _count(self, task: Task, execution_s: float) -> None:
-        success = task.state is TaskState.COMPLETED
-        self.metrics.count(success=success, execution_s=execution_s)
-        deployment = self._deployments.get((task.artifact.name, task.artifact.version))
-        if deployment is not None:
-            deployment.metrics.count(success=success, execution_s=execution_s)
+    def _count(self, task: Task) -> None:
+        result = task.result
+        self.recorder.ended(
+            task.artifact,
+            task.state,
+            execution_s=task.execution_s,
+            usage=result.usage if result else None,
+            error_code=result.error.code if result and result.error else "",
+        )
 
     def _finish_with_error(self, task: Task, error: SpearError) -> None:
         if task.state.is_final:
@@ -196,8 +178,8 @@ class Executor:
             state = TaskState.TIMEOUT
         task.finish(state, TaskResult(error=info, node_id=self._node_id))
 
-    async def _execute(self, task: Task, slot: Slot) -> float:
-        """Run one execution; seconds it took with its instance."""
+    async def _execute(self, task: Task, slot: Slot) -> None:
+        """Run one execution."""
         artifact = task.artifact
         deployment = self._deployments.get((artifact.name, artifact.version))
         if deployment is None:
@@ -205,11 +187,12 @@ class Executor:
         if artifact.reuse:
             pooled = await self._borrow(deployment.pool, slot)
             with self._lent(deployment.pool, pooled):
-                return await self._execute_on(task, pooled.running)
+                await self._execute_on(task, pooled.running, cold=pooled.executions == 1)
+            return
         spec = self._secrets.instance_spec(self._new_id(artifact.runtime), artifact)
         async with deployment.runtime.open_instance(spec) as instance:
             with self._single(spec, instance):
-                return await self._execute_on(task, instance)
+                await self._execute_on(task, instance, cold=True)
 
     async def _borrow(self, pool: InstancePool, slot: Slot) -> PooledInstance:
         """An instance; who waits for one keeps no slot from tasks that could run."""
@@ -249,23 +232,27 @@ class Executor:
         finally:
             del self._single_use[key]
 
-    async def _execute_on(self, task: Task, instance: Instance) -> float:
+    async def _execute_on(self, task: Task, instance: Instance, *, cold: bool) -> None:
         task.move(TaskState.RUNNING)
         started = time.perf_counter()
-        response = await instance.execute(
-            ExecutionRequest(
-                execution_id=task.execution_id,
-                task_id=task.id,
-                entry=task.entry,
-                payload=task.payload,
-                content_type=task.content_type,
-                deadline_s=task.scope.deadline - trio.current_time(),
-                trace=task.trace,
+        self.recorder.started(task.artifact, queue_s=started - task.waiting_since, cold=cold)
+        try:
+            response = await task.work(
+                instance,
+                ExecutionRequest(
+                    execution_id=task.execution_id,
+                    task_id=task.id,
+                    entry=task.entry,
+                    payload=task.payload,
+                    content_type=task.content_type,
+                    deadline_s=task.scope.deadline - trio.current_time(),
+                    trace=task.trace,
+                    context=task.context,
+                ),
             )
-        )
-        elapsed = time.perf_counter() - started
+        finally:
+            elapsed = task.execution_s = time.perf_counter() - started
         self._finish(task, response, instance.id.instance_id, elapsed)
-        return elapsed
 
     def _finish(
         self, task: Task, response: ExecutionResponse, instance_id: str, elapsed: float
@@ -323,6 +310,7 @@ class Executor:
         """End the idle instances of an artifact that is about to be deleted."""
         key = (artifact.name, artifact.version)
         self._preparing.pop(key, None)
+        self.recorder.forget(artifact)
         if deployment := self._deployments.pop(key, None):
             deployment.pool.close("its artifact is deleted")
             await deployment.pool.wait_empty()

@@ -33,6 +33,7 @@ from spear_core.errors import (
     RuntimeNotFoundError,
     TaskNotFoundError,
     UnsupportedArtifactError,
+    UnsupportedModeError,
 )
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._executor import Executor
@@ -48,6 +49,10 @@ _HEAD_BYTES = 1 << 16
 
 _LONGEST_FIELD = 1024
 """Characters of a function, a content type, a trace: together far less than a head holds."""
+_SHORT_FIELDS = (
+    "function", "content_type", "trace", "caller", "idempotency_key", "parent_task_id",
+)  # fmt: skip
+_MOST_CONTEXT = 8192
 _LONGEST_TIMEOUT_S = 1e9
 _MOST_BYTES = 1 << 62
 
@@ -96,23 +101,14 @@ class LocalNode(NodeApi):
             raise NodeStoppingError("the node is shutting down and takes no new work")
 
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
-        self._refuse_when_stopping()
-        self._check_sizes(request)
-        artifact, entry = self._artifacts.resolve(request.function)
-        self._services.declared_runtime(artifact.runtime)
-        timeout_s = self._timeout_s(request, artifact)
-        self._executor.admit(artifact)
-        task = self._tasks.add(
-            artifact,
-            entry=entry,
-            payload=request.payload,
-            content_type=request.content_type,
-            trace=request.trace,
-            deadline=trio.current_time() + timeout_s,
-        )
+        if request.mode is ExecutionMode.STREAM:
+            raise UnsupportedModeError(
+                "mode stream: an invocation cannot stream; call StreamFunction (NodeApi.stream)"
+            )
+        task = self._accept(request)
         if request.mode is ExecutionMode.ASYNC:
             self._executor.start(task)
-            return self._accepted(task, timeout_s)
+            return self._accepted(task)
         await self._executor.run(task)
         completed = task.state is TaskState.COMPLETED
         error = task.result.error if task.result else None
@@ -122,6 +118,19 @@ class LocalNode(NodeApi):
             task=task.info(),
         )
 
+    def _accept(self, request: InvokeRequest) -> Task:
+        """Check a request, reserve a place and make the task; the executor has to run it now."""
+        self._refuse_when_stopping()
+        self._check_sizes(request)
+        artifact, entry = self._artifacts.resolve(request.function)
+        self._services.declared_runtime(artifact.runtime)
+        deadline = trio.current_time() + self._timeout_s(request, artifact)
+        parent = self._tasks.parent(request)
+        if parent is not None and not request.detached:
+            deadline = min(deadline, parent.scope.deadline)
+        self._executor.admit(artifact)
+        return self._tasks.add(artifact, request, entry=entry, deadline=deadline)
+
     def _check_sizes(self, request: InvokeRequest) -> None:
         most = self._config.execution.max_input_bytes
         if len(request.payload) > most:
@@ -129,10 +138,16 @@ class LocalNode(NodeApi):
                 f"the input has {len(request.payload)} bytes; {most} are allowed "
                 "(execution.max_input_bytes)"
             )
-        for field in ("function", "content_type", "trace"):
+        for field in _SHORT_FIELDS:
             if (length := len(getattr(request, field))) > _LONGEST_FIELD:
                 raise InvalidRequestError(
                     f"{field} has {length} characters; at most {_LONGEST_FIELD} are allowed"
+                )
+        if request.context:
+            length = sum(len(key) + len(value) for key, value in request.context.items())
+            if length > _MOST_CONTEXT:
+                raise InvalidRequestError(
+                    f"context has {length} characters in all; at most {_MOST_CONTEXT} are allowed"
                 )
 
     def _timeout_s(self, request: InvokeRequest, artifact: Artifact) -> float:
@@ -141,7 +156,8 @@ class LocalNode(NodeApi):
             return self._config.execution.task_timeout_ms / 1000
         return _checked_timeout(chosen)
 
-    def _accepted(self, task: Task, timeout_s: float) -> InvokeResponse:
+    def _accepted(self, task: Task) -> InvokeResponse:
+        timeout_s = task.scope.deadline - trio.current_time()
         estimate = min(timeout_s, self._executor.estimate_s(task.artifact, timeout_s))
         return InvokeResponse(
             success=True,
@@ -291,7 +307,7 @@ class LocalNode(NodeApi):
         return found
 
     async def status(self) -> NodeStatus:
-        metrics = self._executor.metrics
+        metrics = self._executor.recorder.total()
         return NodeStatus(
             node_id=self._identity.node_id,
             version=__version__,
@@ -301,10 +317,10 @@ class LocalNode(NodeApi):
             running=self._executor.slots.running,
             queued=self._executor.slots.queued,
             instances=self._executor.instance_count(),
-            total_executions=metrics.total,
-            successful_executions=metrics.successful,
-            failed_executions=metrics.failed,
-            average_execution_time_ms=metrics.average_s * 1000,
+            total_executions=metrics.total_executions,
+            successful_executions=metrics.successful_executions,
+            failed_executions=metrics.failed_executions,
+            average_execution_time_ms=metrics.average_execution_time_ms,
             runtimes=tuple(await self.runtimes(only_open=True)),
         )
 

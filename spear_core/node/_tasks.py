@@ -5,16 +5,30 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import attrs
 import trio
 
-from spear_core.api import Artifact, ErrorInfo, TaskInfo, TaskResult, TaskState
-from spear_core.errors import TaskNotFoundError
+from spear_core.api import (
+    Artifact,
+    ErrorInfo,
+    ExecutionRequest,
+    ExecutionResponse,
+    Instance,
+    InvokeRequest,
+    Priority,
+    TaskInfo,
+    TaskResult,
+    TaskState,
+)
+from spear_core.errors import InvalidRequestError, TaskNotFoundError
 from spear_core.node._task_log import TaskLog, TaskLogDirectory
 
-__all__ = ["Task", "TaskTable"]
+__all__ = ["Task", "TaskTable", "Work"]
+
+Work = Callable[[Instance, ExecutionRequest], Awaitable[ExecutionResponse]]
+"""What an execution does with its instance."""
 
 _NEXT: dict[TaskState, frozenset[TaskState]] = {
     TaskState.PENDING: frozenset(
@@ -24,6 +38,10 @@ _NEXT: dict[TaskState, frozenset[TaskState]] = {
         {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT}
     ),
 }
+
+
+async def _execute(instance: Instance, request: ExecutionRequest) -> ExecutionResponse:
+    return await instance.execute(request)
 
 
 @attrs.define(eq=False)
@@ -41,11 +59,23 @@ class Task:
     """Cancelling it stops the task wherever it is."""
     log: TaskLog
     created_at: float = attrs.field(factory=time.time)
+    waiting_since: float = attrs.field(factory=time.perf_counter)
+    execution_s: float | None = None
+    """How long it had an instance; ``None``: it never had one."""
     state: TaskState = TaskState.PENDING
     started_at: float | None = None
     completed_at: float | None = None
     result: TaskResult | None = None
     cancel_reason: str | None = None
+    priority: Priority = Priority.NORMAL
+    caller: str = ""
+    context: Mapping[str, str] = attrs.field(factory=dict)
+    parent_task_id: str = ""
+    detached: bool = False
+    work: Work = _execute
+    """A stream puts its own here, between :meth:`TaskTable.add` and the start."""
+    children: list[Task] | None = None
+    """Those that end with this one; ``None``: it never had any."""
     _done: trio.Event | None = None
 
     @property
@@ -99,6 +129,9 @@ class Task:
             started_at=self.started_at,
             completed_at=self.completed_at,
             result=result,
+            priority=self.priority,
+            caller=self.caller,
+            parent_task_id=self.parent_task_id,
         )
 
 
@@ -117,16 +150,13 @@ class TaskTable:
         self._finished_bytes = 0
 
     def add(
-        self,
-        artifact: Artifact,
-        *,
-        entry: str,
-        payload: bytes,
-        content_type: str,
-        trace: str,
-        deadline: float,
+        self, artifact: Artifact, request: InvokeRequest, *, entry: str, deadline: float
     ) -> Task:
-        """Make a pending task. :param deadline: on trio's clock."""
+        """Make a pending task.
+
+        :param entry: what the request's function names, or the artifact's default.
+        :param deadline: on trio's clock.
+        """
         token = secrets.token_hex(8)
         task_id = f"t-{token}"
         task = Task(
@@ -134,15 +164,44 @@ class TaskTable:
             execution_id=f"e-{token}",
             artifact=artifact,
             entry=entry,
-            payload=payload,
-            content_type=content_type,
-            trace=trace,
+            payload=request.payload,
+            content_type=request.content_type,
+            trace=request.trace,
             scope=trio.CancelScope(deadline=deadline),
             log=self._logs.open(task_id),
+            priority=request.priority,
+            caller=request.caller,
+            context=request.context,
+            parent_task_id=request.parent_task_id,
+            detached=request.detached,
         )
         self._tasks[task_id] = task
         self._by_execution[task.execution_id] = task
+        if task.parent_task_id and not task.detached:
+            parent = self._tasks[task.parent_task_id]
+            if parent.children is None:
+                parent.children = []
+            parent.children.append(task)
         return task
+
+    def parent(self, request: InvokeRequest) -> Task | None:
+        """The task that asks for another one; ``None``: nobody said that it is a task.
+
+        :raises InvalidRequestError: it is not known here, or has ended and cannot have a child.
+        """
+        if not request.parent_task_id:
+            return None
+        parent = self._tasks.get(request.parent_task_id)
+        if parent is None:
+            raise InvalidRequestError(
+                f"parent_task_id {request.parent_task_id!r}: no such task is known here"
+            )
+        if parent.state.is_final and not request.detached:
+            raise InvalidRequestError(
+                f"parent_task_id {request.parent_task_id!r}: that task has ended "
+                f"({parent.state.value}); only a detached task can outlive its parent"
+            )
+        return parent
 
     def get(self, task_id: str) -> Task:
         """By the task's or its execution's id. :raises TaskNotFoundError: unknown."""
@@ -173,8 +232,14 @@ class TaskTable:
         return (task for task in self._tasks.values() if not task.state.is_final)
 
     def retire(self, task: Task) -> None:
-        """Take note that a task is final, and forget the oldest ones beyond the limits."""
+        """Take note that a task is final, and forget the oldest ones beyond the limits.
+
+        Its unfinished children are cancelled.
+        """
         task.log.close()
+        for child in task.children or ():
+            child.cancel(f"its parent {task.id} has ended ({task.state.value})")
+        task.children = None
         self._finished.append(task)
         self._finished_bytes += _kept_bytes(task)
         while self._finished and (

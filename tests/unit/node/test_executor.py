@@ -19,6 +19,7 @@ from spear_core.api import (
     ExecutionConfig,
     ExecutionRequest,
     ExecutionResponse,
+    InvokeRequest,
     Limits,
     SpearletConfig,
     TaskState,
@@ -39,14 +40,9 @@ class Bench:
 
     def admit(self, payload: bytes = b"in", *, timeout_s: float = 60) -> Task:
         self.executor.admit(self.artifact)
-        return self.tasks.add(
-            self.artifact,
-            entry="",
-            payload=payload,
-            content_type="text/plain",
-            trace="",
-            deadline=trio.current_time() + timeout_s,
-        )
+        request = InvokeRequest(function=self.artifact.ref, payload=payload)
+        deadline = trio.current_time() + timeout_s
+        return self.tasks.add(self.artifact, request, entry="", deadline=deadline)
 
     async def run(self, payload: bytes = b"in", *, timeout_s: float = 60) -> Task:
         task = self.admit(payload, timeout_s=timeout_s)
@@ -89,7 +85,7 @@ async def test_a_task_completes(open_bench: Any, runtime: Any, reuse: bool) -> N
         assert task.result.node_id == "n-1"
         assert len(runtime.opened) == (1 if reuse else 2)
         assert runtime.prepared == ["f@1"]
-        assert bench.executor.metrics.successful == 2
+        assert bench.executor.recorder.total().successful_executions == 2
         assert bench.executor.slots.running == 0
     assert runtime.live == 0
 
@@ -107,7 +103,7 @@ async def test_a_guests_failure_is_the_tasks_and_keeps_the_instance(
         assert error_of(task).message == "boom"
         await bench.run()
         assert len(runtime.opened) == 1
-        assert bench.executor.metrics.failed == 2
+        assert bench.executor.recorder.total().failed_executions == 2
 
 
 @pytest.mark.parametrize("error", [InstanceLostError("it was shot"), OSError("weird")])
@@ -334,7 +330,7 @@ async def test_who_waits_for_an_instance_keeps_nobody_else_from_running(
             async with trio.open_nursery() as several:
                 for _ in range(10):
                     several.start_soon(quick.run, b"1")
-        assert slow.executor.metrics.successful == 10
+        assert slow.executor.recorder.total().successful_executions == 10
         await trio.sleep(150)
         assert most == 10
         assert slow.executor.slots.running == 8
