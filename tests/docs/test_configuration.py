@@ -26,11 +26,16 @@ def documented() -> dict[str, dict[str, str]]:
     return {name: table for name, table in found.items() if table}
 
 
+def toml(value: object) -> str:
+    """A value as the file would have it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def test_every_setting_is_documented_with_its_default() -> None:
     settings = attrs.asdict(SpearletConfig())
     settings["plugins.builtins"] = attrs.asdict(MemoryStoreConfig())
     expected = {
-        name: {setting: str(value) for setting, value in section.items()}
+        name: {setting: toml(value) for setting, value in section.items()}
         for name, section in settings.items()
         if section  # [secrets] has the operator's own names
     }
