@@ -25,6 +25,7 @@ from spear_core.api._channel import (
     TransportSpec,
 )
 from spear_core.api._config import (
+    ArtifactConfig,
     ExecutionConfig,
     LogConfig,
     PoolConfig,
@@ -43,6 +44,7 @@ from spear_core.api._front_door import FrontDoorContext, FrontDoorSpec
 from spear_core.api._hostcall import HostcallContext, HostcallProvider, HostcallSpec
 from spear_core.api._metrics import ArtifactMetrics, ExecutionMetrics, Histogram, NodeMetrics
 from spear_core.api._node import (
+    ArtifactDetails,
     ArtifactInfo,
     ArtifactUpload,
     ExecutionInfo,
@@ -51,6 +53,7 @@ from spear_core.api._node import (
     InstanceState,
     InvokeRequest,
     InvokeResponse,
+    InvokeStream,
     LogChunk,
     LogEntry,
     NodeApi,
@@ -77,14 +80,17 @@ from spear_core.api._runtime import (
 )
 from spear_core.api._scheduler import NodeSnapshot, Scheduler, SchedulerSpec, TaskRequirements
 from spear_core.api._store import ObjectPage, ObjectStat, ObjectStore, ObjectStoreSpec
-from spear_core.api._stream import DuplexStream
+from spear_core.api._stream import MAX_CHUNK, DuplexStream
 
 API_VERSION = 1
 """The version of every spec that this host speaks."""
 
 __all__ = [
     "API_VERSION",
+    "MAX_CHUNK",
     "Artifact",
+    "ArtifactConfig",
+    "ArtifactDetails",
     "ArtifactInfo",
     "ArtifactMetrics",
     "ArtifactSettings",
@@ -122,6 +128,7 @@ __all__ = [
     "InstanceStatistics",
     "InvokeRequest",
     "InvokeResponse",
+    "InvokeStream",
     "IsolationLevel",
     "Limits",
     "LocalChannel",

@@ -5,13 +5,17 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import attrs
 
 from spear_core.api._artifact import ArtifactSettings, ArtifactState
 from spear_core.api._execution import ErrorInfo, ExecutionUsage
+from spear_core.api._metrics import NodeMetrics
+from spear_core.api._stream import DuplexStream
 
 __all__ = [
+    "ArtifactDetails",
     "ArtifactInfo",
     "ArtifactUpload",
     "ExecutionInfo",
@@ -20,6 +24,7 @@ __all__ = [
     "InstanceState",
     "InvokeRequest",
     "InvokeResponse",
+    "InvokeStream",
     "LogChunk",
     "LogEntry",
     "NodeApi",
@@ -119,6 +124,23 @@ class ArtifactInfo:
     state: ArtifactState = ArtifactState.READY
     latest: bool = True
     """What its name alone means."""
+    message: str = ""
+    """While it is ``preparing``: what is being done."""
+
+
+@attrs.frozen(kw_only=True)
+class ArtifactDetails:
+    """A deployed version with everything that was said about it."""
+
+    info: ArtifactInfo
+    settings: ArtifactSettings
+    """``secrets`` has names only; no value is known here."""
+    bundle: bool
+    """It has several files."""
+    reuse: bool
+    """One instance serves many executions."""
+    dependents: tuple[str, ...] = ()
+    """Artifacts that would miss it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -305,6 +327,17 @@ class NodeStatus:
     runtimes: tuple[RuntimeInfo, ...]
 
 
+class InvokeStream(DuplexStream[InvokeResponse]):
+    """A call whose input and output go piece by piece; made by :meth:`NodeApi.stream`.
+
+    :meth:`result` answers as :meth:`NodeApi.invoke` does: a task that fails, times out or is
+    cancelled is an answer with ``success`` false. Its ``output`` is empty.
+    """
+
+    task_id: str
+    """The task, there from the start."""
+
+
 class NodeApi(ABC):
     """Everything a node does for its callers.
 
@@ -323,6 +356,22 @@ class NodeApi(ABC):
         :exc:`~spear_core.errors.ResourceExhaustedError` (nothing was started),
         :exc:`~spear_core.errors.RuntimeFault`, :exc:`~spear_core.errors.NodeStoppingError`.
         **Cancellation**: of a ``sync`` call cancels the task.
+        """
+
+    @abstractmethod
+    def stream(self, request: InvokeRequest) -> AbstractAsyncContextManager[InvokeStream]:
+        """Run a function while the block lasts, with its input and output piece by piece.
+
+        The task is queued when the block is entered; chunks can be sent at once and wait for it.
+        It is retried only as long as no chunk has passed. ``request.payload`` must be empty,
+        ``mode`` is not looked at. Leaving the block before :meth:`InvokeStream.result` has returned
+        cancels the task, and when the block is over nothing of it runs.
+
+        A function that does not stream gets the whole input joined, within the limit of an input,
+        and its output is one chunk.
+
+        **Raises**, on entry, as :meth:`invoke`, and
+        :exc:`~spear_core.errors.UnsupportedModeError` when the function's runtime cannot stream.
         """
 
     @abstractmethod
@@ -355,20 +404,51 @@ class NodeApi(ABC):
     async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
         """Store code as the next version of its name, ready to run.
 
-        The same code with the same settings as the latest version gives that version again.
+        It becomes the latest version. The same code with the same settings as the latest version
+        gives that version again; the same as an older one makes a new version.
         **Raises** :exc:`~spear_core.errors.UnsupportedArtifactError`,
         :exc:`~spear_core.errors.RuntimeNotFoundError`,
         :exc:`~spear_core.errors.IsolationUnavailableError`,
+        :exc:`~spear_core.errors.SecretNotFoundError`,
+        :exc:`~spear_core.errors.DependencyError`,
         :exc:`~spear_core.errors.InvalidRequestError`.
         """
 
     @abstractmethod
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
-        """Every version, by name, newest first."""
+        """Every version, by name, newest first; also those that are being deployed, with the state
+        ``preparing`` and the number that is next."""
+
+    @abstractmethod
+    async def get_artifact(self, ref: str) -> ArtifactDetails:
+        """A version with its settings; ``ref`` is ``name``, for the latest, or ``name@version``.
+
+        **Raises** :exc:`~spear_core.errors.ArtifactNotFoundError`.
+        """
+
+    @abstractmethod
+    async def set_latest(self, name: str, version: int) -> ArtifactInfo:
+        """Let the name alone mean this version, until the next deploy or call of this.
+
+        **Raises** :exc:`~spear_core.errors.ArtifactNotFoundError`,
+        :exc:`~spear_core.errors.ArtifactDisabledError`.
+        """
+
+    @abstractmethod
+    async def set_artifact_state(
+        self, name: str, version: int, state: ArtifactState
+    ) -> ArtifactInfo:
+        """Make a version ``ready`` or ``disabled``; a disabled one takes no new tasks.
+
+        Tasks that it has already run to their end. **Raises**
+        :exc:`~spear_core.errors.ArtifactNotFoundError`,
+        :exc:`~spear_core.errors.InvalidRequestError` for another state.
+        """
 
     @abstractmethod
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
-        """Delete one version, or all; the number deleted.
+        """Delete one version, or all; the number deleted. When it was the latest, the newest that
+        is left becomes the latest.
 
         **Raises** :exc:`~spear_core.errors.ArtifactNotFoundError`,
         :exc:`~spear_core.errors.ArtifactInUseError` (nothing was deleted).
@@ -385,3 +465,7 @@ class NodeApi(ABC):
     @abstractmethod
     async def status(self) -> NodeStatus:
         """The node itself."""
+
+    @abstractmethod
+    async def metrics(self) -> NodeMetrics:
+        """What the node has counted and measured since its start, in total and by artifact."""

@@ -6,11 +6,13 @@ code of an artifact as it is, a listing as msgpack.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import attrs
 import msgspec
+import trio
 
 from spear_core.api import (
     ArtifactInfo,
@@ -19,25 +21,31 @@ from spear_core.api import (
     InstanceInfo,
     InvokeRequest,
     InvokeResponse,
+    InvokeStream,
     LogChunk,
     NodeApi,
+    NodeMetrics,
     NodeStatus,
     PluginInfo,
     TaskInfo,
     TaskResult,
 )
-from spear_core.errors import InvalidRequestError, ProtocolError
-from spear_core.rpc import Call, Reply
+from spear_core.builtins._node_streams import ClientStream, relay
+from spear_core.errors import InvalidRequestError, ProtocolError, SpearError
+from spear_core.rpc import Call, Reply, Stream
 from spear_core.rpc.codec import cut_text, decode_head, encode_head
 
-__all__ = ["NodeClient", "answer"]
+__all__ = ["NodeClient", "answer", "serve_stream"]
 
 T = TypeVar("T")
 Ask = Callable[[str, dict[str, Any], bytes], Awaitable[Reply]]
+OpenStream = Callable[[str, dict[str, Any]], AbstractAsyncContextManager[Stream]]
 
 _INLINE_OUTPUT = 4096
 """Bytes of output that go within the head; more goes as payload."""
 _LONGEST_HEAD = 60_000
+_CANCEL_S = 15.0
+"""How long leaving a stream waits for its task to end."""
 _LONGEST_TEXT = 4096
 """Bytes of each text of an error whose texts are too many for a head; ten of them fit."""
 
@@ -71,12 +79,28 @@ async def answer(node: NodeApi, call: Call) -> Reply:
 
 async def _invoke(node: NodeApi, call: Call) -> Reply:
     request = _convert({**call.args, "payload": bytes(call.payload)}, InvokeRequest)
-    response = await node.invoke(request)
+    return _invoked(await node.invoke(request))
+
+
+def _invoked(response: InvokeResponse) -> Reply:
     task, output = _split(response.task)
     message = cut_text(response.message, _LONGEST_TEXT)
     if task is not response.task or len(message) != len(response.message):
         response = attrs.evolve(response, task=task, message=message)
     return Reply({"value": response}, output)
+
+
+async def serve_stream(node: NodeApi, call: Call, stream: Stream) -> Reply:
+    """Let a client's stream run through ``node``.
+
+    :raises SpearError: what :meth:`NodeApi.stream` raises.
+    """
+    if call.method != "stream":
+        raise InvalidRequestError(f"this node has no stream {call.method!r}; it has stream")
+    request = _convert({**call.args, "payload": b""}, InvokeRequest)
+    async with node.stream(request) as task:
+        await stream.send(encode_head({"task_id": task.task_id}))
+        return _invoked(await relay(stream, task))
 
 
 async def _get_task(node: NodeApi, call: Call) -> Reply:
@@ -123,6 +147,10 @@ async def _status(node: NodeApi, call: Call) -> Reply:
     return _listing(await node.status())
 
 
+async def _metrics(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.metrics())
+
+
 _METHODS: dict[str, Callable[[NodeApi, Call], Awaitable[Reply]]] = {
     function.__name__[1:]: function
     for function in (
@@ -137,6 +165,7 @@ _METHODS: dict[str, Callable[[NodeApi, Call], Awaitable[Reply]]] = {
         _list_instances,
         _list_plugins,
         _status,
+        _metrics,
     )
 }
 
@@ -189,10 +218,14 @@ def _fit(result: TaskResult, error: ErrorInfo) -> TaskResult:
 
 
 class NodeClient(NodeApi):
-    """A node on the other side of ``ask(method, args, payload)``."""
+    """A node on the other side of ``ask(method, args, payload)``.
 
-    def __init__(self, ask: Ask) -> None:
+    :param open_stream: opens a stream of this method with these arguments.
+    """
+
+    def __init__(self, ask: Ask, open_stream: OpenStream) -> None:
         self._ask = ask
+        self._open_stream = open_stream
 
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         reply = await self._ask("invoke", _invoke_arguments(request), request.payload)
@@ -200,6 +233,23 @@ class NodeClient(NodeApi):
         if reply.payload:
             response = attrs.evolve(response, task=_joined(response.task, reply))
         return response
+
+    @asynccontextmanager
+    async def stream(self, request: InvokeRequest) -> AsyncGenerator[InvokeStream]:
+        if request.payload:
+            raise InvalidRequestError("payload: the input of a stream is sent on it")
+        async with self._open_stream("stream", _invoke_arguments(request)) as stream:
+            told = decode_head(await stream.receive(), dict)
+            client = ClientStream(str(told["task_id"]), stream, _response)
+            try:
+                yield client
+            finally:
+                if not client.finished:
+                    with (
+                        trio.move_on_after(_CANCEL_S, shield=True),
+                        suppress(SpearError),  # the node is gone, or it has ended by itself
+                    ):
+                        await self.cancel_task(client.task_id, reason="its caller left the stream")
 
     async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
         return await self._task("get_task", {"task_id": task_id, "wait": wait})
@@ -242,11 +292,18 @@ class NodeClient(NodeApi):
     async def status(self) -> NodeStatus:
         return await self._listing("status", {}, NodeStatus)
 
+    async def metrics(self) -> NodeMetrics:
+        return await self._listing("metrics", {}, NodeMetrics)
+
     async def _listing(
         self, method: str, args: dict[str, Any], type_: type[T], payload: bytes = b""
     ) -> T:
         reply = await self._ask(method, args, payload)
         return decode_head(bytes(reply.payload), type_)
+
+
+def _response(reply: Reply) -> InvokeResponse:
+    return _received(reply, InvokeResponse)
 
 
 def _invoke_arguments(request: InvokeRequest) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import attrs
 import trio
 
 from spear_core.api import Channel, FrontDoorContext, NodeApi
-from spear_core.builtins._node_wire import NodeClient, answer
+from spear_core.builtins._node_wire import NodeClient, answer, serve_stream
 from spear_core.errors import (
     ChannelAuthError,
     ChannelBrokenError,
@@ -29,7 +29,16 @@ from spear_core.errors import (
     NodeUnreachableError,
     SpearError,
 )
-from spear_core.rpc import Call, Reply, Session, SocketChannel, hello, open_session, welcome
+from spear_core.rpc import (
+    Call,
+    Reply,
+    Session,
+    SocketChannel,
+    Stream,
+    hello,
+    open_session,
+    welcome,
+)
 from spear_core.rpc.socket_listener import SocketListener, bind_unix, short_path
 
 __all__ = ["LocalSocketConfig", "connect", "open_local_socket"]
@@ -66,7 +75,9 @@ class _Server:
             _refuse_strangers(channel.socket)
             with trio.fail_after(_HANDSHAKE_S):
                 await welcome(channel, self._verify)
-            async with open_session(channel, initiator=False, handler=self._answer) as session:
+            async with open_session(
+                channel, initiator=False, handler=self._answer, on_stream=self._stream
+            ) as session:
                 self._sessions.add(session)
                 try:
                     await session.wait_closed()
@@ -81,6 +92,9 @@ class _Server:
 
     async def _answer(self, call: Call) -> Reply:
         return await answer(self._node, call)
+
+    async def _stream(self, call: Call, stream: Stream) -> Reply:
+        return await serve_stream(self._node, call, stream)
 
     def _verify(self, head: dict[str, Any]) -> dict[str, Any]:
         if head.get("role") != "client":
@@ -188,7 +202,7 @@ async def connect(url: str) -> AsyncIterator[NodeApi]:
     try:
         await _greet(channel, path)
         async with open_session(channel, initiator=True) as session:
-            yield NodeClient(_Asking(session, path).ask)
+            yield NodeClient(_Asking(session, path).ask, session.open_stream)
     finally:
         await trio.aclose_forcefully(channel)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -14,12 +15,15 @@ from spear_core.api import (
     Artifact,
     ArtifactInfo,
     ArtifactUpload,
+    Capability,
     ExecutionMode,
     InstanceInfo,
     InvokeRequest,
     InvokeResponse,
+    InvokeStream,
     LogChunk,
     NodeApi,
+    NodeMetrics,
     NodeStatus,
     PluginInfo,
     RuntimeInfo,
@@ -37,7 +41,9 @@ from spear_core.errors import (
 )
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._executor import Executor
+from spear_core.node._node_metrics import node_metrics
 from spear_core.node._services import Services
+from spear_core.node._streams import TaskStream, open_task_stream
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._tasks import Task, TaskTable
 from spear_core.plugins import Plugins, suggest_distribution
@@ -110,13 +116,29 @@ class LocalNode(NodeApi):
             self._executor.start(task)
             return self._accepted(task)
         await self._executor.run(task)
-        completed = task.state is TaskState.COMPLETED
-        error = task.result.error if task.result else None
-        return InvokeResponse(
-            success=completed,
-            message="completed" if error is None else error.message,
-            task=task.info(),
-        )
+        return _ended(task)
+
+    @asynccontextmanager
+    async def stream(self, request: InvokeRequest) -> AsyncGenerator[InvokeStream]:
+        if request.payload:
+            raise InvalidRequestError("payload: the input of a stream is sent on it")
+        if request.idempotency_key:
+            raise InvalidRequestError(
+                "idempotency_key: a stream cannot be repeated, its input is not known beforehand"
+            )
+        await trio.lowlevel.checkpoint()
+        artifact, _ = self._artifacts.resolve(request.function)
+        runtime = self._services.declared_runtime(artifact.runtime).spec
+        if Capability.STREAM not in runtime.capabilities:
+            raise UnsupportedModeError(
+                f"{request.function} cannot stream, for its runtime {runtime.name!r} does not; "
+                "it can be invoked"
+            )
+        task = self._accept(request)
+        stream = TaskStream(task, _ended)
+        task.work = stream.work
+        async with open_task_stream(stream, self._executor.run) as opened:
+            yield opened
 
     def _accept(self, request: InvokeRequest) -> Task:
         """Check a request, reserve a place and make the task; the executor has to run it now."""
@@ -323,6 +345,24 @@ class LocalNode(NodeApi):
             average_execution_time_ms=metrics.average_execution_time_ms,
             runtimes=tuple(await self.runtimes(only_open=True)),
         )
+
+    async def metrics(self) -> NodeMetrics:
+        await trio.lowlevel.checkpoint()
+        return node_metrics(
+            self._executor.recorder,
+            self._executor.instances(),
+            node_id=self._identity.node_id,
+            started_at=self._identity.started_at,
+        )
+
+
+def _ended(task: Task) -> InvokeResponse:
+    error = task.result.error if task.result else None
+    return InvokeResponse(
+        success=task.state is TaskState.COMPLETED,
+        message="completed" if error is None else error.message,
+        task=task.info(),
+    )
 
 
 def _checked_timeout(timeout_s: float) -> float:
