@@ -49,6 +49,8 @@ class ArtifactMetrics:
     artifact: str
     """``name@version``."""
     metrics: ExecutionMetrics
+    memory_bytes: int | None = None
+    """What its live instances hold now; ``None``: their runtime cannot tell."""
 
 
 @attrs.frozen(kw_only=True)
@@ -56,6 +58,13 @@ class NodeMetrics:
     """What a node counts, in total and by artifact."""
 
     node_id: str
+    version: str = ""
+    started_at: float = 0.0
+    """Seconds since the Unix epoch; counters begin then."""
+    cpu_seconds: float = 0.0
+    """Of the node's own process, wasm guests included, processes that it started not."""
+    memory_bytes: int = 0
+    """Resident, of the node's own process."""
     total: ExecutionMetrics
     artifacts: tuple[ArtifactMetrics, ...] = ()
     rejected: int = 0

@@ -18,6 +18,7 @@ from spear_core.api import (
     InvokeResponse,
     LogChunk,
     NodeApi,
+    NodeMetrics,
     NodeStatus,
     PluginInfo,
     TaskInfo,
@@ -85,6 +86,10 @@ class ScriptedNode(NodeApi):
     async def status(self) -> NodeStatus:
         status: NodeStatus = await self._do("status")
         return status
+
+    async def metrics(self) -> NodeMetrics:
+        metrics: NodeMetrics = await self._do("metrics")
+        return metrics
 
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[str]]

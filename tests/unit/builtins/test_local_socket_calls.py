@@ -11,10 +11,13 @@ import pytest
 
 from spear_core.api import (
     ArtifactInfo,
+    ArtifactMetrics,
     ArtifactUpload,
     ErrorInfo,
+    ExecutionMetrics,
     ExecutionMode,
     ExecutionUsage,
+    Histogram,
     InstanceInfo,
     InstanceState,
     InvokeRequest,
@@ -23,6 +26,7 @@ from spear_core.api import (
     Limits,
     LogChunk,
     LogEntry,
+    NodeMetrics,
     NodeStatus,
     PluginInfo,
     RuntimeInfo,
@@ -103,6 +107,17 @@ STATUS = NodeStatus(
     average_execution_time_ms=0.5,
     runtimes=(RuntimeInfo(name="wasm", health="healthy", message="", details={"v": "1"}),),
 )
+TIMES = Histogram(bounds_s=(0.1, 1.0), counts=(3, 2, 1), sum_s=4.5)
+EXECUTIONS = ExecutionMetrics(
+    total_executions=6, cold_starts=1, cpu_seconds=0.25, execution_time=TIMES, queue_time=TIMES
+)
+METRICS = NodeMetrics(
+    node_id="n1",
+    total=EXECUTIONS,
+    artifacts=(ArtifactMetrics(artifact="f@1", metrics=EXECUTIONS, memory_bytes=7),) * 1000,
+    rejected=2,
+    errors=(("unavailable", 3),),
+)
 ENTRY = LogEntry(seq=1, ts=1.0, level="info", source="guest", message="hi", execution_id="e1")
 INSTANCE = InstanceInfo(
     instance_id="i1",
@@ -144,6 +159,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
     ("list_instances", (), {}, [INSTANCE]),
     ("list_plugins", (), {}, [PLUGIN]),
     ("status", (), {}, STATUS),
+    ("metrics", (), {}, METRICS),
 ]
 
 

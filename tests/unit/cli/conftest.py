@@ -30,6 +30,7 @@ from spear_core.api import (
     LogChunk,
     LogEntry,
     NodeApi,
+    NodeMetrics,
     NodeStatus,
     PluginInfo,
     RuntimeInfo,
@@ -86,6 +87,8 @@ class FakeNode(NodeApi):
         self.entries: dict[str, list[LogEntry]] = {}
         self.on_slow: Callable[[], None] = lambda: None
         """Called when somebody waits for a slow task."""
+        self.measured: list[NodeMetrics] = []
+        """What is answered, one after the other; the last again and again."""
         self.refusal: SpearError | None = None
         self.deploying_s = 0.0
         self._ended: dict[str, trio.Event] = {}
@@ -253,6 +256,10 @@ class FakeNode(NodeApi):
             average_execution_time_ms=12.5,
             runtimes=(RuntimeInfo(name="wasm", health="healthy", message="ok", details={}),),
         )
+
+    async def metrics(self) -> NodeMetrics:
+        await trio.lowlevel.checkpoint()
+        return self.measured.pop(0) if len(self.measured) > 1 else self.measured[0]
 
 
 @attrs.frozen
