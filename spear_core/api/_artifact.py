@@ -59,6 +59,8 @@ class Limits:
 class ArtifactState(enum.Enum):
     """Where a version of an artifact is in its life."""
 
+    PREPARING = "preparing"
+    """Being deployed: its runtime gets it ready. It has no number of its own yet."""
     READY = "ready"
     DISABLED = "disabled"
     """Kept, but an operator has said that it takes no new tasks."""
@@ -151,7 +153,7 @@ class Artifact(ArtifactSettings):
     version: int
     """1 for the first deployed under this name, then 2, 3, …"""
     digest: str
-    """sha256 of the code, 64 hex digits."""
+    """sha256 of the code, 64 hex digits; of a bundle, of its manifest."""
     runtime: str
     """Name of the runtime that runs it."""
     shape: str

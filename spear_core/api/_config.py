@@ -9,6 +9,7 @@ import attrs
 from attrs import validators
 
 __all__ = [
+    "ArtifactConfig",
     "ExecutionConfig",
     "LogConfig",
     "PoolConfig",
@@ -28,6 +29,28 @@ class ExecutionConfig:
     max_concurrent_tasks: int = attrs.field(default=256, validator=_positive)
     max_queued_tasks: int = attrs.field(default=10_000, validator=_not_negative)
     """Tasks that may wait for a slot; the next one is refused with ``resource_exhausted``."""
+    max_queued_per_artifact: int = attrs.field(default=0, validator=_not_negative)
+    """The same for one artifact; 0: nine tenths of ``max_queued_tasks``."""
+    max_concurrent_per_caller: int = attrs.field(default=0, validator=_not_negative)
+    """Tasks of one caller that run at once; 0: as many as the node allows."""
+    max_queued_per_caller: int = attrs.field(default=0, validator=_not_negative)
+    """Tasks of one caller that may wait; 0: as many as the node allows."""
+    max_rate_per_caller: float = attrs.field(default=0.0, validator=_not_negative)
+    """Tasks that one caller may submit per second, on average; 0: any number."""
+    ageing_ms: int = attrs.field(default=10_000, validator=_not_negative)
+    """After so long at the head of its artifact's queue, a task's priority is one higher; 0:
+    never."""
+    cpu: float = attrs.field(default=0.0, validator=_not_negative)
+    """Cores that tasks may reserve; 0: what the machine or the node's control group has."""
+    memory_bytes: int = attrs.field(default=0, validator=_not_negative)
+    """Memory that tasks may reserve; 0: likewise."""
+    retry_attempts: int = attrs.field(default=3, validator=_positive)
+    """Executions of one task in all, where its artifact does not say otherwise."""
+    circuit_failures: int = attrs.field(default=5, validator=_not_negative)
+    """After so many broken executions in a row, an artifact is left alone for a while; 0:
+    never."""
+    circuit_open_ms: int = attrs.field(default=5_000, validator=_positive)
+    """For how long, before one execution is let through to see."""
     task_timeout_ms: int = attrs.field(default=300_000, validator=_positive)
     max_input_bytes: int = attrs.field(default=64 << 20, validator=_positive)
     max_output_bytes: int = attrs.field(default=64 << 20, validator=_positive)
@@ -73,6 +96,16 @@ class LogConfig:
 
 
 @attrs.frozen(kw_only=True)
+class ArtifactConfig:
+    """``[artifacts]``: what may be deployed."""
+
+    max_bytes: int = attrs.field(default=512 << 20, validator=_positive)
+    """Code of one artifact, unpacked."""
+    max_files: int = attrs.field(default=10_000, validator=_positive)
+    """Files of one bundle."""
+
+
+@attrs.frozen(kw_only=True)
 class SecretSource:
     """One entry of ``[secrets]``: where the node finds the value. The value itself has no place in
     a configuration, which people print, copy and commit."""
@@ -97,5 +130,6 @@ class SpearletConfig:
     pool: PoolConfig = PoolConfig()
     tasks: TaskConfig = TaskConfig()
     logs: LogConfig = LogConfig()
+    artifacts: ArtifactConfig = ArtifactConfig()
     secrets: Mapping[str, SecretSource] = attrs.field(factory=dict)
     """``[secrets]``: by the name that artifacts use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from spear_core.api._config import SpearletConfig
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from spear_core.api._artifact import Artifact
     from spear_core.api._channel import Channel, LocalChannel
     from spear_core.api._runtime import RuntimeInstanceId
 
@@ -101,3 +103,6 @@ class PluginContext:
     channels: ChannelFactory
     spearlet_config: SpearletConfig
     """The node's own settings; a plugin reads these and its own, never environment variables."""
+    report: Callable[[Artifact, str], None] = lambda artifact, message: None
+    """For a runtime while it prepares this artifact: what takes so long, in a few words, for those
+    who wait (``installing 3 packages``)."""

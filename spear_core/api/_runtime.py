@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import attrs
+import trio
 
 from spear_core.api._artifact import Artifact
 from spear_core.api._execution import ExecutionRequest, ExecutionResponse
@@ -63,6 +64,8 @@ class Capability(enum.Enum):
     """``Limits.memory_bytes`` holds."""
     STREAM = "stream"
     """Its instances are :class:`StreamingInstance`."""
+    REQUIREMENTS = "requirements"
+    """It installs ``Artifact.requirements`` for the code to import."""
     CONCURRENCY = "concurrency"
     """An instance may have several executions at the same time (``Artifact.concurrency``)."""
 
@@ -180,6 +183,15 @@ class Runtime(ABC):
         machine gives, :exc:`~spear_core.errors.RuntimeFault` otherwise. **Cancellation**: leaves
         nothing half-made that a later call would take for whole.
         """
+
+    async def retain(self, artifacts: Sequence[Artifact]) -> None:
+        """Forget what was prepared for artifacts of this node that are not among these.
+
+        Called after artifacts were deleted, with all that are left for this runtime; does nothing
+        unless a runtime keeps something for each artifact. What another node on the same cache
+        uses must stay. **Raises** :exc:`~spear_core.errors.RuntimeFault`.
+        """
+        await trio.lowlevel.checkpoint()
 
     @abstractmethod
     def open_instance(self, spec: InstanceSpec) -> AbstractAsyncContextManager[Instance]:

@@ -15,7 +15,9 @@ import msgspec
 import trio
 
 from spear_core.api import (
+    ArtifactDetails,
     ArtifactInfo,
+    ArtifactState,
     ArtifactUpload,
     ErrorInfo,
     InstanceInfo,
@@ -131,6 +133,19 @@ async def _delete_artifact(node: NodeApi, call: Call) -> Reply:
     return _listing(await node.delete_artifact(**arguments))
 
 
+async def _get_artifact(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.get_artifact(**_arguments(call, ref=str)))
+
+
+async def _set_latest(node: NodeApi, call: Call) -> Reply:
+    return _listing(await node.set_latest(**_arguments(call, name=str, version=int)))
+
+
+async def _set_artifact_state(node: NodeApi, call: Call) -> Reply:
+    arguments = _arguments(call, name=str, version=int, state=ArtifactState)
+    return _listing(await node.set_artifact_state(**arguments))
+
+
 async def _list_artifacts(node: NodeApi, call: Call) -> Reply:
     return _listing(await node.list_artifacts())
 
@@ -162,6 +177,9 @@ _METHODS: dict[str, Callable[[NodeApi, Call], Awaitable[Reply]]] = {
         _deploy,
         _delete_artifact,
         _list_artifacts,
+        _get_artifact,
+        _set_latest,
+        _set_artifact_state,
         _list_instances,
         _list_plugins,
         _status,
@@ -279,6 +297,18 @@ class NodeClient(NodeApi):
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
         return await self._listing("list_artifacts", {}, list[ArtifactInfo])
+
+    async def get_artifact(self, ref: str) -> ArtifactDetails:
+        return await self._listing("get_artifact", {"ref": ref}, ArtifactDetails)
+
+    async def set_latest(self, name: str, version: int) -> ArtifactInfo:
+        return await self._listing("set_latest", {"name": name, "version": version}, ArtifactInfo)
+
+    async def set_artifact_state(
+        self, name: str, version: int, state: ArtifactState
+    ) -> ArtifactInfo:
+        args = {"name": name, "version": version, "state": state}
+        return await self._listing("set_artifact_state", args, ArtifactInfo)
 
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
         return await self._listing("delete_artifact", {"name": name, "version": version}, int)

@@ -2,30 +2,37 @@
 
 ::
 
-    artifacts/code/<sha256>/<filename>      the code, read-only
-    artifacts/names/<name>.json             every version of a name, and the next number
+    artifacts/code/<sha256>/…               the code, read-only (:mod:`spear_core.node._code`)
+    artifacts/names/<name>.json             every version of a name, the next number, the latest
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import re
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import trio
+import attrs
 
-from spear_core.api import Artifact, ArtifactInfo, ArtifactUpload
+from spear_core._bundle import BundleLimits
+from spear_core.api import (
+    Artifact,
+    ArtifactConfig,
+    ArtifactDetails,
+    ArtifactInfo,
+    ArtifactSettings,
+    ArtifactState,
+    ArtifactUpload,
+)
 from spear_core.errors import (
     ArtifactCorruptError,
-    ArtifactError,
+    ArtifactDisabledError,
     ArtifactInUseError,
     ArtifactNotFoundError,
+    DependencyError,
     InvalidRequestError,
 )
 from spear_core.node._artifact_records import (
@@ -35,14 +42,15 @@ from spear_core.node._artifact_records import (
     encode_name,
     settings_of,
 )
+from spear_core.node._code import CodeStore, Staged, cannot_store
 from spear_core.node._state import write_atomically
 
 __all__ = ["ArtifactStore", "parse_function"]
 
-_HASH_INLINE_BYTES = 256 << 10
-"""Hashing this takes as long as two hops to a thread and back (0.1 ms)."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FUNCTION = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>[0-9]{1,9}|latest))?(?::(?P<entry>.+))?")
+_DEFAULTS = ArtifactConfig()
+_Key = tuple[str, int]
 
 
 def parse_function(function: str) -> tuple[str, int | None, str]:
@@ -66,14 +74,21 @@ def parse_function(function: str) -> tuple[str, int | None, str]:
 class ArtifactStore:
     """Artifacts on disk, and who uses them now."""
 
-    def __init__(self, root: Path, *, warn: Callable[[str], None]) -> None:
-        self._code = root / "code"
+    def __init__(
+        self,
+        root: Path,
+        *,
+        warn: Callable[[str], None],
+        config: ArtifactConfig = _DEFAULTS,
+    ) -> None:
+        limits = BundleLimits(files=config.max_files, bytes=config.max_bytes)
+        self.code = CodeStore(root / "code", limits, in_use=self._digests)
         self._names_dir = root / "names"
         self._names: dict[str, NameRecord] = {}
-        self._artifacts: dict[tuple[str, int], Artifact] = {}
-        self._users: Counter[tuple[str, int]] = Counter()
-        self._leaving: set[tuple[str, int]] = set()
-        self._staged: Counter[str] = Counter()
+        self._artifacts: dict[_Key, Artifact] = {}
+        self._users: Counter[_Key] = Counter()
+        self._leaving: set[_Key] = set()
+        self._preparing: dict[object, ArtifactInfo] = {}
         self._unreadable: dict[str, str] = {}
         self._load(warn)
 
@@ -91,13 +106,10 @@ class ArtifactStore:
                 continue
             self._remember(path.stem, name)
         if not self._unreadable:
-            self._sweep()
+            self.code.sweep()
 
-    def _sweep(self) -> None:
-        """Remove code that an earlier node had staged when it was killed."""
-        with suppress(OSError):
-            for directory in self._code.iterdir():
-                self._remove_unused(directory.name)
+    def _digests(self) -> set[str]:
+        return {v.digest for name in self._names.values() for v in name.versions}
 
     def _remember(self, name: str, record: NameRecord) -> None:
         self._names[name] = record
@@ -105,25 +117,45 @@ class ArtifactStore:
             self._artifacts.setdefault((name, version.version), self._artifact(name, version))
 
     def _artifact(self, name: str, version: VersionRecord) -> Artifact:
+        place = self.code.place(version.digest)
         return Artifact(
             name=name,
             version=version.version,
             digest=version.digest,
             runtime=version.runtime,
             shape=version.shape,
-            path=self._code / version.digest / version.filename,
+            path=place / version.filename,
             filename=version.filename,
+            root=place if version.bundle else None,
             reuse=version.reuse,
             **settings_of(version),
         )
+
+    # What a name means ---------------------------------------------------------------------------
 
     def resolve(self, function: str) -> tuple[Artifact, str]:
         """The artifact a function means, and the entry it names (or the artifact's default).
 
         :raises ArtifactNotFoundError: no such name or version; the message names the nearest.
+        :raises ArtifactDisabledError: an operator has disabled it.
+        :raises DependencyError: an artifact it depends on is not there.
         :raises InvalidRequestError: malformed.
         """
-        name, version, entry = parse_function(function)
+        name, number, entry = parse_function(function)
+        version = self._version(name, number)
+        if version.state is ArtifactState.DISABLED:
+            raise ArtifactDisabledError(
+                f"artifact {name}@{version.version} is disabled; `spear artifacts enable "
+                f"{name}@{version.version}` lets it run again, `spear artifacts promote "
+                f"{name}@VERSION` makes another version the latest"
+            )
+        artifact = self._artifacts[name, version.version]
+        if artifact.dependencies:
+            self.check_dependencies(artifact.ref, artifact.dependencies)
+        return artifact, entry or artifact.entry
+
+    def _version(self, name: str, number: int | None) -> VersionRecord:
+        """A version that is not about to go. :raises ArtifactNotFoundError: there is none."""
         self._refuse_unreadable(name)
         record = self._names.get(name)
         if record is None or not record.versions:
@@ -131,23 +163,40 @@ class ArtifactStore:
                 f"no artifact named {name!r} is deployed here"
                 f"{_known(self._names)}; deploy one with `spear deploy FILE --name {name}`"
             )
-        number = record.versions[-1].version if version is None else version
-        artifact = self._artifacts.get((name, number))
-        if (name, number) in self._leaving:
-            raise ArtifactNotFoundError(f"artifact {name}@{number} is being deleted")
-        if artifact is None:
+        version = record.latest_version if number is None else record.find(number)
+        if version is None:
             have = ", ".join(str(v.version) for v in record.versions)
             raise ArtifactNotFoundError(f"artifact {name!r} has no version {number}; it has {have}")
-        return artifact, entry or artifact.entry
+        if (name, version.version) in self._leaving:
+            raise ArtifactNotFoundError(f"artifact {name}@{version.version} is being deleted")
+        return version
 
     def _refuse_unreadable(self, name: str) -> None:
         if (problem := self._unreadable.get(name)) is not None:
             raise ArtifactCorruptError(problem)
 
-    async def stage(self, upload: ArtifactUpload) -> str:
-        """Write the code of an upload and return its digest; :meth:`unstage` must follow.
+    def check_dependencies(self, who: str, dependencies: Iterable[str]) -> None:
+        """:raises DependencyError: names the first that is not deployed here.
 
-        :raises InvalidRequestError: a bad name or file name.
+        :raises InvalidRequestError: one is not of the form ``name[@version]``.
+        """
+        for dependency in dependencies:
+            name, number, entry = parse_function(dependency)
+            if entry:
+                raise InvalidRequestError(
+                    f"{who}: the dependency {dependency!r} is not of the form name[@version]"
+                )
+            try:
+                self._version(name, number)
+            except (ArtifactNotFoundError, ArtifactCorruptError) as error:
+                raise DependencyError(f"{who} depends on {dependency!r}: {error}") from error
+
+    # A deploy ------------------------------------------------------------------------------------
+
+    async def stage(self, upload: ArtifactUpload) -> Staged:
+        """Write the code of an upload; :meth:`CodeStore.unstage` must follow.
+
+        :raises InvalidRequestError: a bad name or file name, or a bad bundle.
         :raises ArtifactCorruptError: what is stored under this name cannot be read.
         :raises ArtifactError: the disk is full or broken.
         """
@@ -156,117 +205,85 @@ class ArtifactStore:
                 f"artifact name {upload.name!r}: use 1 to 100 letters, digits, '-', '_' and '.', "
                 "beginning with a letter or digit"
             )
-        filename = upload.filename
-        if not filename or "/" in filename or "\0" in filename or filename in (".", ".."):
-            raise InvalidRequestError(f"file name {filename!r} is not a plain file name")
         self._refuse_unreadable(upload.name)
-        digest = await trio.to_thread.run_sync(_digest, upload.content)
-        path = self._code / digest / filename
-        mode = 0o500 if upload.executable else 0o400
-        self._staged[digest] += 1
-        try:
-            if not path.exists():
-                await trio.to_thread.run_sync(
-                    lambda: write_atomically(path, upload.content, mode=mode)
-                )
-        except OSError as error:
-            self.unstage(digest)
-            raise _cannot_store(upload.name, error) from error
-        except trio.Cancelled:
-            self.unstage(digest)
-            raise
-        return digest
-
-    def unstage(self, digest: str) -> None:
-        """Remove staged code if no version refers to it and nobody else is deploying it."""
-        self._staged[digest] -= 1
-        if not self._staged[digest]:
-            del self._staged[digest]
-            self._remove_unused(digest)
-
-    def _remove_unused(self, digest: str) -> None:
-        used = (v.digest for name in self._names.values() for v in name.versions)
-        if digest not in self._staged and digest not in used:
-            shutil.rmtree(self._code / digest, ignore_errors=True)
+        return await self.code.stage(upload)
 
     def candidate(
-        self, upload: ArtifactUpload, digest: str, *, runtime: str, shape: str, reuse: bool
-    ) -> tuple[Artifact, bool]:
-        """The artifact that an upload would become, and whether that version exists already."""
-        version = self._version(upload, digest, runtime=runtime, shape=shape, reuse=reuse)
-        record = self._names.get(upload.name)
-        latest = record.versions[-1] if record and record.versions else None
-        if latest and latest.asked_for() == version.asked_for():
-            key = (upload.name, latest.version)
-            if key not in self._leaving:
-                return self._artifacts[key], True
-        return self._artifact(upload.name, version), False
-
-    def _version(
-        self, upload: ArtifactUpload, digest: str, *, runtime: str, shape: str, reuse: bool
-    ) -> VersionRecord:
-        record = self._names.get(upload.name)
-        return VersionRecord(
-            version=record.next_version if record else 1,
-            digest=digest,
-            size=len(upload.content),
+        self, upload: ArtifactUpload, staged: Staged, *, runtime: str, shape: str, reuse: bool
+    ) -> tuple[VersionRecord, bool]:
+        """The version that an upload would become, and whether it is the latest already."""
+        record = self._names.get(upload.name, NameRecord())
+        version = VersionRecord(
+            version=record.next_version,
+            digest=staged.digest,
+            size=staged.size,
             created_at=time.time(),
             runtime=runtime,
             shape=shape,
             filename=upload.filename,
+            bundle=upload.bundle,
             reuse=reuse,
             **settings_of(upload),
         )
+        latest = record.latest_version
+        leaving = latest is not None and (upload.name, latest.version) in self._leaving
+        if latest and not leaving and latest.asked_for() == version.asked_for():
+            return latest, True
+        return version, False
 
-    def commit(self, upload: ArtifactUpload, candidate: Artifact) -> ArtifactInfo:
+    @contextmanager
+    def preparing(self, name: str, candidate: VersionRecord) -> Iterator[Artifact]:
+        """Show a candidate in listings while its runtime gets it ready; yields it as artifact."""
+        artifact = self._artifact(name, candidate)
+        key = object()
+        info = self._describe(name, candidate)
+        self._preparing[key] = attrs.evolve(info, state=ArtifactState.PREPARING, latest=False)
+        try:
+            yield artifact
+        finally:
+            del self._preparing[key]
+
+    def report(self, artifact: Artifact, message: str) -> None:
+        """Take note of what is being done for an artifact that is being prepared."""
+        for key, info in self._preparing.items():
+            if (info.name, info.version) == (artifact.name, artifact.version):
+                self._preparing[key] = attrs.evolve(info, message=message)
+
+    def commit(self, name: str, candidate: VersionRecord) -> ArtifactInfo:
         """Make a candidate the latest version of its name, on disk and here.
+
+        It gets the number that is next now: others may have deployed since it was made.
 
         :raises ArtifactError: the disk is full or broken; nothing has changed.
         """
-        version = self._version(
-            upload,
-            candidate.digest,
-            runtime=candidate.runtime,
-            shape=candidate.shape,
-            reuse=candidate.reuse,
+        record = self._names.get(name, NameRecord())
+        version = attrs.evolve(candidate, version=record.next_version)
+        grown = attrs.evolve(
+            record,
+            next_version=version.version + 1,
+            versions=(*record.versions, version),
+            latest=version.version,
         )
-        record = self._names.get(upload.name, NameRecord(next_version=1, versions=()))
-        grown = NameRecord(next_version=version.version + 1, versions=(*record.versions, version))
-        self._write(upload.name, grown)
-        self._remember(upload.name, grown)
-        return self.info(self._artifacts[upload.name, version.version])
+        self._write(name, grown)
+        self._remember(name, grown)
+        return self._describe(name, version)
 
     def _write(self, name: str, record: NameRecord) -> None:
         try:
             write_atomically(self._names_dir / f"{name}.json", encode_name(record))
         except OSError as error:
-            raise _cannot_store(name, error) from error
+            raise cannot_store(name, error) from error
+        self._names[name] = record
+
+    # Use -----------------------------------------------------------------------------------------
 
     async def verify(self, artifact: Artifact) -> None:
         """Compare the stored code with its checksum.
 
         :raises ArtifactCorruptError: it differs or cannot be read.
         """
-        if self._size(artifact) > _HASH_INLINE_BYTES:
-            await trio.to_thread.run_sync(self._verify, artifact)
-        else:
-            self._verify(artifact)
-            await trio.lowlevel.checkpoint()
-
-    def _verify(self, artifact: Artifact) -> None:
-        try:
-            with open(artifact.path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ArtifactCorruptError(
-                f"the code of {artifact.ref} cannot be read: {error}; deploy it again"
-            ) from error
-        if found != artifact.digest:
-            raise ArtifactCorruptError(
-                f"the code of {artifact.ref} is not what was deployed "
-                f"(sha256 {found[:12]}…, expected {artifact.digest[:12]}…); "
-                f"delete it and deploy it again"
-            )
+        record = self._names[artifact.name].find(artifact.version)
+        await self.code.verify(artifact, record.size if record else 0)
 
     def use(self, artifact: Artifact) -> None:
         """One unfinished task more uses it."""
@@ -279,17 +296,13 @@ class ArtifactStore:
         if not self._users[key]:
             del self._users[key]
 
-    def _size(self, artifact: Artifact) -> int:
-        versions = self._names[artifact.name].versions
-        return next(v.size for v in versions if v.version == artifact.version)
+    # Listings ------------------------------------------------------------------------------------
 
-    def info(self, artifact: Artifact) -> ArtifactInfo:
-        """A version, as listings show it."""
-        version = next(
-            v for v in self._names[artifact.name].versions if v.version == artifact.version
-        )
+    def _describe(self, name: str, version: VersionRecord) -> ArtifactInfo:
+        latest = self._names[name].latest_version if name in self._names else None
+        leaving = (name, version.version) in self._leaving
         return ArtifactInfo(
-            name=artifact.name,
+            name=name,
             version=version.version,
             digest=version.digest,
             size=version.size,
@@ -298,27 +311,87 @@ class ArtifactStore:
             filename=version.filename,
             entry=version.entry,
             created_at=version.created_at,
-            in_use=self._users[artifact.name, artifact.version],
+            in_use=self._users[name, version.version],
+            state=ArtifactState.DELETING if leaving else version.state,
+            latest=latest is not None and latest.version == version.version,
+        )
+
+    def info(self, name: str, version: int) -> ArtifactInfo:
+        """A version, as listings show it. :raises ArtifactNotFoundError: there is none."""
+        return self._describe(name, self._version(name, version))
+
+    def details(self, ref: str) -> ArtifactDetails:
+        """A version with all its settings; ``ref`` is ``name[@version]``.
+
+        :raises ArtifactNotFoundError: there is none. :raises InvalidRequestError: malformed.
+        """
+        name, number, entry = parse_function(ref)
+        if entry:
+            raise InvalidRequestError(f"{ref!r} is not of the form name[@version]")
+        version = self._version(name, number)
+        return ArtifactDetails(
+            info=self._describe(name, version),
+            settings=ArtifactSettings(**settings_of(version)),
+            bundle=version.bundle,
+            reuse=version.reuse,
+            dependents=tuple(self._dependents({(name, version.version)})),
         )
 
     def all(self) -> list[ArtifactInfo]:
-        """Every version, by name, newest first."""
-        return [
-            self.info(self._artifacts[name, version.version])
-            for name in sorted(self._names)
-            for version in reversed(self._names[name].versions)
+        """Every version, by name, newest first; also those that are being prepared."""
+        kept = [
+            self._describe(name, version)
+            for name, record in self._names.items()
+            for version in record.versions
         ]
+        return sorted((*kept, *self._preparing.values()), key=lambda a: (a.name, -a.version))
+
+    def of_runtime(self, runtime: str) -> list[Artifact]:
+        """Every artifact that this runtime runs."""
+        return [artifact for artifact in self._artifacts.values() if artifact.runtime == runtime]
+
+    # Changes -------------------------------------------------------------------------------------
+
+    def set_latest(self, name: str, version: int) -> ArtifactInfo:
+        """Let the name alone mean this version.
+
+        :raises ArtifactNotFoundError: there is none. :raises ArtifactDisabledError: it is disabled.
+        """
+        found = self._version(name, version)
+        if found.state is not ArtifactState.READY:
+            raise ArtifactDisabledError(
+                f"artifact {name}@{version} is {found.state.value} and cannot be the latest; "
+                f"`spear artifacts enable {name}@{version}` first"
+            )
+        self._write(name, attrs.evolve(self._names[name], latest=version))
+        return self._describe(name, found)
+
+    def set_state(self, name: str, version: int, state: ArtifactState) -> ArtifactInfo:
+        """Enable or disable a version.
+
+        :raises ArtifactNotFoundError: there is none. :raises InvalidRequestError: another state.
+        """
+        if state not in (ArtifactState.READY, ArtifactState.DISABLED):
+            raise InvalidRequestError(
+                f"an artifact can be made 'ready' or 'disabled', not {state.value!r}"
+            )
+        found = attrs.evolve(self._version(name, version), state=state)
+        record = self._names[name]
+        versions = tuple(found if v.version == version else v for v in record.versions)
+        self._write(name, attrs.evolve(record, versions=versions))
+        return self._describe(name, found)
 
     def deletable(self, name: str, version: int | None) -> list[Artifact]:
         """The versions that a delete means.
 
-        :raises ArtifactNotFoundError: there is none. :raises ArtifactInUseError: one is used.
+        :raises ArtifactNotFoundError: there is none.
+        :raises ArtifactInUseError: one is used, or another artifact depends on one.
         """
         self._refuse_unreadable(name)
-        record = self._names.get(name)
+        record = self._names.get(name, NameRecord())
         wanted = [
             self._artifacts[name, v.version]
-            for v in (record.versions if record else ())
+            for v in record.versions
             if version in (None, v.version)
         ]
         if not wanted:
@@ -331,7 +404,31 @@ class ArtifactStore:
                     f"{artifact.ref} is in use by {users} unfinished task"
                     f"{'s' if users > 1 else ''}; wait for them or cancel them"
                 )
+        if dependents := self._dependents({(name, a.version) for a in wanted}):
+            what = name if version is None else f"{name}@{version}"
+            raise ArtifactInUseError(
+                f"{', '.join(dependents)} depend{'s' if len(dependents) == 1 else ''} on {what}; "
+                "delete that first"
+            )
         return wanted
+
+    def _dependents(self, gone: set[_Key]) -> list[str]:
+        """Artifacts that would miss a dependency without these versions."""
+        left = {
+            name: {v.version for v in record.versions if (name, v.version) not in gone}
+            for name, record in self._names.items()
+        }
+        touched = {name for name, _ in gone}
+        found = []
+        for key, artifact in self._artifacts.items():
+            for dependency in () if key in gone else artifact.dependencies:
+                name, number, _ = parse_function(dependency)
+                there = left.get(name, set())
+                missing = not there if number is None else number not in there
+                if name in touched and missing and (number is None or (name, number) in gone):
+                    found.append(artifact.ref)
+                    break
+        return sorted(found)
 
     @contextmanager
     def leaving(self, artifacts: Sequence[Artifact]) -> Iterator[None]:
@@ -344,25 +441,14 @@ class ArtifactStore:
             self._leaving -= keys
 
     def delete(self, artifact: Artifact) -> None:
-        """Remove one version; its number is never given again."""
+        """Remove one version; its number is never given again. When it was the latest, the newest
+        that is left is."""
         record = self._names[artifact.name]
         left = tuple(v for v in record.versions if v.version != artifact.version)
-        self._write(artifact.name, NameRecord(next_version=record.next_version, versions=left))
-        self._names[artifact.name] = NameRecord(next_version=record.next_version, versions=left)
+        latest = None if record.latest == artifact.version else record.latest
+        self._write(artifact.name, attrs.evolve(record, versions=left, latest=latest))
         del self._artifacts[artifact.name, artifact.version]
-        self._remove_unused(artifact.digest)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _cannot_store(name: str, error: OSError) -> ArtifactError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return ArtifactError(
-        f"artifact {name!r} cannot be stored: {error.strerror or error} ({error.filename})",
-        code="resource_exhausted" if full else "failed_precondition",
-    )
+        self.code.remove_unused(artifact.digest)
 
 
 def _known(names: Mapping[str, NameRecord]) -> str:

@@ -13,7 +13,9 @@ import trio
 from spear_core import __version__
 from spear_core.api import (
     Artifact,
+    ArtifactDetails,
     ArtifactInfo,
+    ArtifactState,
     ArtifactUpload,
     Capability,
     ExecutionMode,
@@ -34,24 +36,20 @@ from spear_core.api import (
 from spear_core.errors import (
     InvalidRequestError,
     NodeStoppingError,
-    RuntimeNotFoundError,
     TaskNotFoundError,
-    UnsupportedArtifactError,
     UnsupportedModeError,
 )
 from spear_core.node._artifacts import ArtifactStore
+from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor
 from spear_core.node._node_metrics import node_metrics
 from spear_core.node._services import Services
 from spear_core.node._streams import TaskStream, open_task_stream
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._tasks import Task, TaskTable
-from spear_core.plugins import Plugins, suggest_distribution
+from spear_core.plugins import Plugins
 
 __all__ = ["LocalNode", "NodeIdentity"]
-
-_HEAD_BYTES = 1 << 16
-"""How much of a file its runtime is recognised by; an import may stand below a long comment."""
 
 _LONGEST_FIELD = 1024
 """Characters of a function, a content type, a trace: together far less than a head holds."""
@@ -85,6 +83,7 @@ class LocalNode(NodeApi):
         tasks: TaskTable,
         logs: TaskLogDirectory,
         executor: Executor,
+        deployer: Deployer,
         config: SpearletConfig,
     ) -> None:
         self._identity = identity
@@ -95,7 +94,7 @@ class LocalNode(NodeApi):
         self._logs = logs
         self._executor = executor
         self._config = config
-        self._deleting = trio.Lock()
+        self._deployer = deployer
         self._stopping = False
 
     def stop_accepting(self) -> None:
@@ -218,77 +217,24 @@ class LocalNode(NodeApi):
 
     async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
         self._refuse_when_stopping()
-        if upload.timeout_s is not None:
-            _checked_timeout(upload.timeout_s)
-        runtime, shape = self._recognise(upload)
-        reusable = shape in self._services.runtime_specs()[runtime].reusable_shapes
-        reuse = upload.reuse if upload.reuse is not None else reusable
-        digest = await self._artifacts.stage(upload)
-        try:
-            candidate, exists = self._artifacts.candidate(
-                upload, digest, runtime=runtime, shape=shape, reuse=reuse
-            )
-            if not exists:
-                await (await self._services.runtime(runtime)).prepare(candidate)
-                # Somebody else may have deployed under this name meanwhile.
-                candidate, exists = self._artifacts.candidate(
-                    upload, digest, runtime=runtime, shape=shape, reuse=reuse
-                )
-            if exists:
-                return self._artifacts.info(candidate)
-            return self._artifacts.commit(upload, candidate)
-        finally:
-            self._artifacts.unstage(digest)
-
-    def _recognise(self, upload: ArtifactUpload) -> tuple[str, str]:
-        """The runtime and the shape for an upload."""
-        specs = self._services.runtime_specs()
-        head = upload.content[:_HEAD_BYTES]
-        path = Path(upload.filename)
-        if upload.runtime:
-            if upload.runtime not in specs:
-                what = f"there is no runtime {upload.runtime!r}"
-                raise RuntimeNotFoundError(what + self._remedy(upload.runtime))
-            specs = {upload.runtime: specs[upload.runtime]}
-        for name, spec in specs.items():
-            if (shape := spec.recognise(path, head, upload.entry)) is not None:
-                return name, shape
-        if upload.runtime:
-            raise UnsupportedArtifactError(
-                f"the runtime {upload.runtime!r} does not run files like {upload.filename!r}"
-            )
-        what = "" if head else ", which is empty"
-        raise UnsupportedArtifactError(
-            f"no installed runtime runs file {upload.filename!r}{what}{self._remedy(path)}"
-        )
-
-    def _remedy(self, wanted: str | Path) -> str:
-        """What to do when no runtime is called like this, or takes such a file."""
-        hint = suggest_distribution(wanted)
-        ours = [p for p in self._plugins.plugins if hint and p.distribution == hint]
-        if hint and not ours:
-            return f"; `pip install {hint}` provides one"
-        for plugin in ours:
-            if plugin.state != "loaded":
-                return f"; the plugin {plugin.name!r} is {plugin.state}: {plugin.reason}"
-        known = ", ".join(self._services.runtime_specs()) or "none"
-        return f" (runtimes: {known}); `spear run --help` says what can be run"
+        return await self._deployer.deploy(upload)
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
-        live = self._executor.instances_of
-        return [
-            attrs.evolve(info, in_use=info.in_use + live(info.name, info.version))
-            for info in self._artifacts.all()
-        ]
+        return self._deployer.list()
+
+    async def get_artifact(self, ref: str) -> ArtifactDetails:
+        return self._deployer.describe(ref)
+
+    async def set_latest(self, name: str, version: int) -> ArtifactInfo:
+        return await self._deployer.set_latest(name, version)
+
+    async def set_artifact_state(
+        self, name: str, version: int, state: ArtifactState
+    ) -> ArtifactInfo:
+        return await self._deployer.set_state(name, version, state)
 
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
-        async with self._deleting:
-            wanted = self._artifacts.deletable(name, version)
-            with self._artifacts.leaving(wanted):
-                for artifact in wanted:
-                    await self._executor.undeploy(artifact)
-                    self._artifacts.delete(artifact)
-        return len(wanted)
+        return await self._deployer.delete(name, version)
 
     async def list_instances(self) -> Sequence[InstanceInfo]:
         return self._executor.instances()

@@ -18,6 +18,7 @@ from spear_core.config import NodeSettings
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import open_background
 from spear_core.node._channels import NodeChannels
+from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor, open_executor
 from spear_core.node._hostcalls import NodeHostcalls
 from spear_core.node._local_node import LocalNode, NodeIdentity
@@ -124,7 +125,7 @@ async def open_node(
             keep_finished=max(config.tasks.keep_finished, int(ephemeral)),  # its one task's result
             keep_finished_bytes=config.tasks.keep_finished_bytes,
         )
-        artifacts = ArtifactStore(paths.artifacts, warn=log.warning)
+        artifacts = ArtifactStore(paths.artifacts, warn=log.warning, config=config.artifacts)
         secrets = Secrets(config.secrets, warn=log.warning)
         background = await stack.enter_async_context(open_background())
         maker = ContextMaker(
@@ -133,6 +134,7 @@ async def open_node(
             cache_dir=cache,
             run_dir=run_dir,
             spearlet=config,
+            report=artifacts.report,
         )
         services = Services(plugins, settings, maker, background=background, log=log)
         services.attach(
@@ -144,6 +146,9 @@ async def open_node(
                 services, artifacts, tasks, config, node_id=node_id, log=log, secrets=secrets
             )
         )
+        deployer = Deployer(
+            artifacts, executor, plugins=plugins, services=services, secrets=secrets, log=log
+        )
         local = LocalNode(
             NodeIdentity(node_id=node_id, state_dir=paths.root, started_at=time.time()),
             plugins,
@@ -152,6 +157,7 @@ async def open_node(
             tasks=tasks,
             logs=logs,
             executor=executor,
+            deployer=deployer,
             config=config,
         )
         urls = []

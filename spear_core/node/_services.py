@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from spear_core.api import (
+    Artifact,
     ChannelFactory,
     Fingerprint,
     Health,
@@ -47,6 +48,7 @@ class ContextMaker:
     cache_dir: Path
     run_dir: Path
     spearlet: SpearletConfig
+    report: Callable[[Artifact, str], None]
 
     def make(self, plugin: str, hostcalls: Hostcalls, channels: ChannelFactory) -> PluginContext:
         """The context of one plugin; makes its run directory."""
@@ -62,6 +64,7 @@ class ContextMaker:
             hostcalls=hostcalls,
             channels=channels,
             spearlet_config=self.spearlet,
+            report=self.report,
         )
 
 

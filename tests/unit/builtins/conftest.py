@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from spear_core.api import (
+    ArtifactDetails,
     ArtifactInfo,
+    ArtifactState,
     ArtifactUpload,
     FrontDoorContext,
     InstanceInfo,
@@ -70,6 +72,20 @@ class ScriptedNode(NodeApi):
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
         artifacts: Sequence[ArtifactInfo] = await self._do("list_artifacts")
         return artifacts
+
+    async def get_artifact(self, ref: str) -> ArtifactDetails:
+        details: ArtifactDetails = await self._do("get_artifact", ref)
+        return details
+
+    async def set_latest(self, name: str, version: int) -> ArtifactInfo:
+        info: ArtifactInfo = await self._do("set_latest", name, version)
+        return info
+
+    async def set_artifact_state(
+        self, name: str, version: int, state: ArtifactState
+    ) -> ArtifactInfo:
+        info: ArtifactInfo = await self._do("set_artifact_state", name, version, state)
+        return info
 
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
         count: int = await self._do("delete_artifact", name, version=version)

@@ -17,7 +17,10 @@ import pytest
 import trio
 
 from spear_core.api import (
+    ArtifactDetails,
     ArtifactInfo,
+    ArtifactSettings,
+    ArtifactState,
     ArtifactUpload,
     ErrorInfo,
     ExecutionMode,
@@ -80,6 +83,8 @@ class FakeNode(NodeApi):
 
     def __init__(self) -> None:
         self.uploads: list[ArtifactUpload] = []
+        self.latest: dict[str, int] = {}
+        self.states: dict[tuple[str, int], ArtifactState] = {}
         self.requests: list[InvokeRequest] = []
         self.tasks: dict[str, TaskInfo] = {}
         self.cancelled: list[tuple[str, str]] = []
@@ -209,7 +214,34 @@ class FakeNode(NodeApi):
             entry=upload.entry,
             created_at=time.time() - 7200,
             in_use=1,
+            state=self.states.get((upload.name, version), ArtifactState.READY),
+            latest=version == self.latest.get(upload.name, len(self.uploads)),
         )
+
+    async def get_artifact(self, ref: str) -> ArtifactDetails:
+        await trio.lowlevel.checkpoint()
+        name, _, number = ref.partition("@")
+        version = int(number) if number else self.latest.get(name, len(self.uploads))
+        if not 0 < version <= len(self.uploads):
+            raise ArtifactNotFoundError(f"no artifact {ref!r} is deployed here")
+        upload = self.uploads[version - 1]
+        fields = attrs.fields(ArtifactSettings)
+        return ArtifactDetails(
+            info=self._artifact(upload, version),
+            settings=ArtifactSettings(**{f.name: getattr(upload, f.name) for f in fields}),
+            bundle=upload.bundle,
+            reuse=bool(upload.reuse),
+        )
+
+    async def set_latest(self, name: str, version: int) -> ArtifactInfo:
+        self.latest[name] = version
+        return (await self.get_artifact(f"{name}@{version}")).info
+
+    async def set_artifact_state(
+        self, name: str, version: int, state: ArtifactState
+    ) -> ArtifactInfo:
+        self.states[name, version] = state
+        return (await self.get_artifact(f"{name}@{version}")).info
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
         await trio.lowlevel.checkpoint()

@@ -138,14 +138,20 @@ def artifacts(tmp_path: Path) -> ArtifactStore:
 
 @pytest.fixture
 def add_artifact(artifacts: ArtifactStore) -> Callable[..., Awaitable[Artifact]]:
-    async def add(name: str = "f", *, content: bytes = b"code", reuse: bool = True) -> Artifact:
-        upload = ArtifactUpload(name=name, filename="f.py", content=content)
-        digest = await artifacts.stage(upload)
-        candidate, _ = artifacts.candidate(
-            upload, digest, runtime="steered", shape="s", reuse=reuse
+    async def add(
+        name: str = "f", *, content: bytes = b"code", reuse: bool = True, **settings: Any
+    ) -> Artifact:
+        upload = ArtifactUpload(
+            name=name,
+            content=content,
+            **{"filename": "f.py"} | settings,  # type: ignore[arg-type]
         )
-        artifacts.commit(upload, candidate)
-        artifacts.unstage(digest)
+        staged = await artifacts.stage(upload)
+        candidate, _ = artifacts.candidate(
+            upload, staged, runtime="steered", shape="s", reuse=reuse
+        )
+        artifacts.commit(name, candidate)
+        artifacts.code.unstage(staged)
         return artifacts.resolve(name)[0]
 
     return add

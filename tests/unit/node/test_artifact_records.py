@@ -66,10 +66,10 @@ async def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
     await store.verify(artifact)
 
     upload = ArtifactUpload(name="old", filename="old.sh", content=b"new")
-    digest = await store.stage(upload)
-    candidate, _ = store.candidate(upload, digest, runtime="process", shape="command", reuse=False)
-    store.commit(upload, candidate)
-    store.unstage(digest)
+    staged = await store.stage(upload)
+    candidate, _ = store.candidate(upload, staged, runtime="process", shape="command", reuse=False)
+    store.commit("old", candidate)
+    store.code.unstage(staged)
     again = ArtifactStore(tmp_path, warn=pytest.fail)
     assert again.resolve("old")[0].version == 3
     assert again.resolve("old@2")[0] == artifact

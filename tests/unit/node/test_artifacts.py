@@ -66,9 +66,9 @@ async def test_the_same_code_with_the_same_settings_is_the_same_version(
         (ArtifactUpload(name="f", filename="f.py", content=b"one", env={"A": "1"}), False),
         (ArtifactUpload(name="g", filename="f.py", content=b"one"), False),
     ]:
-        digest = await artifacts.stage(upload)
+        staged = await artifacts.stage(upload)
         candidate, found = artifacts.candidate(
-            upload, digest, runtime="steered", shape="s", reuse=True
+            upload, staged, runtime="steered", shape="s", reuse=True
         )
         assert found is exists, upload
         assert candidate.version == (2 if not exists and upload.name == "f" else 1)
@@ -88,14 +88,16 @@ async def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None
         executable=True,
     )
     store = ArtifactStore(tmp_path, warn=pytest.fail)
-    digest = await store.stage(upload)
-    candidate, _ = store.candidate(upload, digest, runtime="r", shape="s", reuse=True)
-    store.commit(upload, candidate)
-    store.unstage(digest)
-    assert candidate.path.stat().st_mode & 0o777 == 0o500
+    staged = await store.stage(upload)
+    candidate, _ = store.candidate(upload, staged, runtime="r", shape="s", reuse=True)
+    store.commit("f", candidate)
+    store.code.unstage(staged)
+    deployed = store.resolve("f")[0]
+    assert deployed.path.stat().st_mode & 0o777 == 0o500
 
     again = ArtifactStore(tmp_path, warn=pytest.fail)
-    assert again.resolve("f")[0] == candidate
+    assert again.resolve("f")[0] == deployed
+    assert (deployed.args, deployed.limits.memory_bytes, deployed.timeout_s) == (("-x",), 5, 3.0)
     assert again.all() == store.all()
 
 
@@ -183,12 +185,12 @@ async def test_code_that_is_being_deployed_twice_stays_until_the_last_has_given_
     artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     upload = ArtifactUpload(name="f", filename="f.py", content=b"one")
-    digest = await artifacts.stage(upload)
-    assert await artifacts.stage(attrs.evolve(upload, name="g")) == digest
-    artifacts.unstage(digest)
-    assert (tmp_path / "artifacts/code" / digest / "f.py").exists()
-    artifacts.unstage(digest)
-    assert not (tmp_path / "artifacts/code" / digest).exists()
+    staged = await artifacts.stage(upload)
+    assert await artifacts.stage(attrs.evolve(upload, name="g")) == staged
+    artifacts.code.unstage(staged)
+    assert (tmp_path / "artifacts/code" / staged.digest / "f.py").exists()
+    artifacts.code.unstage(staged)
+    assert not (tmp_path / "artifacts/code" / staged.digest).exists()
 
 
 async def test_a_disk_that_cannot_be_written_is_named(
@@ -204,7 +206,7 @@ async def test_code_of_a_deploy_that_was_cut_short_goes_with_the_next_start(
     artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]], tmp_path: Path
 ) -> None:
     kept = await add_artifact()
-    digest = await artifacts.stage(ArtifactUpload(name="g", filename="g.py", content=b"cut"))
+    staged = await artifacts.stage(ArtifactUpload(name="g", filename="g.py", content=b"cut"))
     code = tmp_path / "artifacts/code"
     ArtifactStore(tmp_path / "artifacts", warn=pytest.fail)
     assert [path.name for path in code.iterdir()] == [kept.digest]
@@ -212,4 +214,4 @@ async def test_code_of_a_deploy_that_was_cut_short_goes_with_the_next_start(
     await artifacts.stage(ArtifactUpload(name="g", filename="g.py", content=b"cut"))
     (tmp_path / "artifacts/names/bad.json").write_text("{")
     ArtifactStore(tmp_path / "artifacts", warn=lambda _: None)
-    assert (code / digest).exists()  # it may belong to what cannot be read
+    assert (code / staged.digest).exists()  # it may belong to what cannot be read
