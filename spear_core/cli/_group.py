@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Operate": {
         "node": "Run a node on this machine.",
         "status": "Show how the node is doing.",
+        "top": "Watch the node at work: rates, durations, errors, instances.",
         "plugins": "List the installed plugins and what they provide.",
         "config": "Check the configuration.",
         "doctor": "Find out what this machine offers and what is missing.",
