@@ -15,6 +15,7 @@
     ├── TaskError
     │   ├── TaskNotFoundError
     │   ├── TaskCancelledError
+    │   ├── TaskFailedError
     │   ├── TaskTimeoutError
     │   ├── InvalidRequestError
     │   │   └── UnsupportedModeError
@@ -52,7 +53,7 @@ be tried again (``retryable``). Closed means that we closed it, broken that they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -94,6 +95,7 @@ __all__ = [
     "StoreFullError",
     "TaskCancelledError",
     "TaskError",
+    "TaskFailedError",
     "TaskNotFoundError",
     "TaskTimeoutError",
     "UnsupportedArtifactError",
@@ -195,6 +197,9 @@ class UnsupportedArtifactError(ArtifactError):
 class TaskError(SpearError):
     """Something is wrong with a task."""
 
+    task_id: str = ""
+    """Which one, when it is known."""
+
 
 class TaskNotFoundError(TaskError):
     """This node does not know the task: never made here, or purged."""
@@ -206,6 +211,29 @@ class TaskCancelledError(TaskError):
     """The task was cancelled before it finished."""
 
     code = "cancelled"
+
+
+class TaskFailedError(TaskError):
+    """The task ran and failed; ``code`` and the message are its own.
+
+    :param kind: the guest's word for it: an exception class, a trap, ``exit``.
+    :param details: short facts by name, such as ``exit_code`` or ``stderr``.
+    """
+
+    code = "unknown"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str = "",
+        details: Mapping[str, str] | None = None,
+        code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        self.kind = kind
+        self.details: Mapping[str, str] = dict(details or {})
 
 
 class TaskTimeoutError(TaskError):

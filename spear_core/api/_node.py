@@ -346,6 +346,11 @@ class NodeApi(ABC):
     is safe at any time.
     """
 
+    @property
+    def is_connected(self) -> bool:
+        """False once a client's connection is known to be lost: no call can succeed any more."""
+        return True
+
     @abstractmethod
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         """Run a function; ``sync`` waits for its end, ``async`` answers once it is queued.

@@ -239,11 +239,19 @@ class NodeClient(NodeApi):
     """A node on the other side of ``ask(method, args, payload)``.
 
     :param open_stream: opens a stream of this method with these arguments.
+    :param connected: says whether the other side still takes requests.
     """
 
-    def __init__(self, ask: Ask, open_stream: OpenStream) -> None:
+    def __init__(
+        self, ask: Ask, open_stream: OpenStream, *, connected: Callable[[], bool] = lambda: True
+    ) -> None:
         self._ask = ask
         self._open_stream = open_stream
+        self._connected = connected
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connected()
 
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         reply = await self._ask("invoke", _invoke_arguments(request), request.payload)

@@ -202,7 +202,11 @@ async def connect(url: str) -> AsyncIterator[NodeApi]:
     try:
         await _greet(channel, path)
         async with open_session(channel, initiator=True) as session:
-            yield NodeClient(_Asking(session, path).ask, session.open_stream)
+            yield NodeClient(
+                _Asking(session, path).ask,
+                session.open_stream,
+                connected=lambda: session.takes_requests,
+            )
     finally:
         await trio.aclose_forcefully(channel)
 

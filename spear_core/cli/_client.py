@@ -1,4 +1,4 @@
-"""Reaching a node: the front door that speaks the URL's scheme does it."""
+"""Reaching the node that the options name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import TypeVar
 
 import trio
 
-from spear_core.api import FrontDoorSpec, NodeApi
+from spear_core.api import NodeApi
 from spear_core.cli._interrupt import Interrupt, watch_interrupts
 from spear_core.cli._options import Options
-from spear_core.errors import InvalidRequestError
-from spear_core.node.paths import StatePaths, default_state_dir
-from spear_core.plugins import BUILTINS, load_plugins
+from spear_core.client import connect
+from spear_core.node.paths import default_state_dir
 
 __all__ = ["ask", "open_client", "state_dir", "talk"]
 
@@ -27,29 +26,11 @@ def state_dir(options: Options) -> Path:
     return (options.state_dir or default_state_dir(os.environ)).absolute()
 
 
-def _front_door(url: str) -> FrontDoorSpec[object]:
-    scheme = url.partition("://")[0]
-    found: dict[str, FrontDoorSpec[object]] = {}
-    for only in ([BUILTINS], None):  # the core's own are quick to load and usually enough
-        found = {
-            s: door.spec
-            for door in load_plugins(only).front_doors.values()
-            for s in door.spec.schemes
-        }
-        if scheme in found:
-            return found[scheme]
-    raise InvalidRequestError(
-        f"the node's address {url!r} should begin with one of "
-        f"{', '.join(f'{s}://' for s in sorted(found))}; no installed plugin speaks another scheme"
-    )
-
-
 @asynccontextmanager
 async def open_client(options: Options) -> AsyncIterator[NodeApi]:
     """The node that the options name. :raises NodeUnreachableError: with what to do about it."""
-    url = options.node or StatePaths(state_dir(options)).url
-    async with _front_door(url).connect(url) as api:
-        yield api
+    async with connect(options.node, state_dir=state_dir(options)) as node:
+        yield await node.api()
 
 
 def talk(options: Options, work: Callable[[NodeApi, Interrupt], Awaitable[T]]) -> T:

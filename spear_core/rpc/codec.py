@@ -79,9 +79,21 @@ class _ErrorHead(msgspec.Struct, omit_defaults=True):
     pid: int | None = None
     problems: tuple[str, ...] | None = None
     failures: tuple[tuple[str, str], ...] | None = None
+    task_id: str | None = None
+    kind: str | None = None
+    details: dict[str, str] | None = None
 
 
-_ERROR_ATTRIBUTES = ("retry_after", "current", "pid", "problems", "failures")
+_ERROR_ATTRIBUTES = (
+    "retry_after",
+    "current",
+    "pid",
+    "problems",
+    "failures",
+    "task_id",
+    "kind",
+    "details",
+)
 
 
 class _ErrorMap(msgspec.Struct, omit_defaults=True):
@@ -191,12 +203,17 @@ def error_to_head(exc: Exception) -> bytes:
         message=cut_text(exc.message, _MAX_TEXT),
         code=exc.code,
         retryable=exc.retryable,
-        **{name: getattr(exc, name, None) for name in _ERROR_ATTRIBUTES},
+        **{name: _known(exc, name) for name in _ERROR_ATTRIBUTES},
     )
     data = _encode(head)
     if len(data) <= _MAX_HEAD:
         return data
     return _encode(_ErrorHead(head.name, head.message, head.code, head.retryable))
+
+
+def _known(exc: SpearError, name: str) -> Any:
+    value = getattr(exc, name, None)
+    return None if value in ("", {}) else value
 
 
 def error_from_head(data: bytes | memoryview) -> SpearError:

@@ -221,6 +221,11 @@ class Session:
         await self._closed.wait()
         return self._reason
 
+    @property
+    def takes_requests(self) -> bool:
+        """False once the session has ended, or the peer has said that it takes no more."""
+        return not (self._closed.is_set() or self._peer_going)
+
     # The machinery.
 
     def _check_open(self) -> None:

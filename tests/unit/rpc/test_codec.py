@@ -27,6 +27,7 @@ from spear_core.errors import (
     ProtocolError,
     ResourceExhaustedError,
     SpearError,
+    TaskFailedError,
 )
 from spear_core.rpc.codec import (
     decode_head,
@@ -141,6 +142,8 @@ def test_every_error_comes_back_as_its_class(cls: type[SpearError]) -> None:
         (ResourceExhaustedError("x", retry_after=0.5), "retry_after"),
         (ObjectConflictError("x", current=4), "current"),
         (ConfigError("x", problems=("a: b", "c: d")), "problems"),
+        (TaskFailedError("x", kind="ValueError"), "kind"),
+        (TaskFailedError("x", details={"exit_code": "3"}), "details"),
         (ChannelCreationError("x", failures=[("unix", "no"), ("tcp", "no")]), "failures"),
         (NodeAlreadyRunningError("x", pid=77), "pid"),
     ],
