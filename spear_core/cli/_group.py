@@ -20,8 +20,8 @@ __all__ = ["COMMANDS", "LazyGroup", "cli"]
 COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Write and run": {
         "new": "Start a project from a template.",
-        "run": "Run a file once, here and now, without a node.",
-        "deploy": "Store a file on a node, ready to be invoked.",
+        "run": "Run code once, here and now, without a node.",
+        "deploy": "Store code on a node, ready to be invoked.",
         "invoke": "Call a deployed function.",
     },
     "Look and act": {
@@ -29,7 +29,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "result": "Print the result of a task.",
         "logs": "Print the log of a task, or the node's own.",
         "cancel": "Cancel tasks, and wait until nothing of them runs.",
-        "artifacts": "List or delete what is deployed.",
+        "artifacts": "List what is deployed, and choose between versions.",
         "instances": "List live instances: what is running or kept warm.",
     },
     "Operate": {

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+
+from spear_core._quantities import parse_duration, parse_size
 
 __all__ = [
     "DURATION",
@@ -133,9 +133,6 @@ def config_option(command: F) -> F:
     )(command)
 
 
-_UNITS: Mapping[str, float] = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
 class _Duration(_FloatType):
     """Seconds, from ``1.5``, ``500ms``, ``30s``, ``2m`` or ``1h``."""
 
@@ -146,11 +143,10 @@ class _Duration(_FloatType):
     ) -> float:
         if isinstance(value, float):
             return value
-        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|)", str(value).strip().lower())
-        seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
-        if not 0 < seconds < math.inf:
-            self.fail(f"{value!r} is no duration; write 1.5, 500ms, 30s, 2m or 1h", param, ctx)
-        return seconds
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class _Size(_IntType):
@@ -161,14 +157,10 @@ class _Size(_IntType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(?:([KMGT]?)(I?B?))", str(value).strip().upper())
-        if not match or match[3] == "I" or (match[3] == "IB" and not match[2]):
-            self.fail(f"{value!r} is no size; write 1000, 64KiB, 64MiB or 2GiB", param, ctx)
-        base = 1000 if match[3] == "B" else 1024
-        size = int(float(match[1]) * base ** " KMGT".index(match[2] or " "))
-        if size <= 0:
-            self.fail("a size must be more than 0", param, ctx)
-        return size
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 DURATION = _Duration()

@@ -1,4 +1,4 @@
-"""A file on the command line, as code to deploy."""
+"""A file or a directory on the command line, as code to deploy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import attrs
 import click
 
+from spear_core._requirements import check_requirement
+from spear_core._spec_file import SPEC_FILE, load_spec
 from spear_core.api import ArtifactUpload, IsolationLevel, Limits
 from spear_core.cli._options import SIZE
 
@@ -25,6 +27,8 @@ class CodeOptions:
     """How the code wants to be run; the parameters that :func:`code_options` adds."""
 
     env: Sequence[str]
+    secret: Sequence[str]
+    requirement: Sequence[str]
     arg: Sequence[str]
     runtime: str
     isolation: str | None
@@ -34,14 +38,17 @@ class CodeOptions:
     processes: int | None
     max_output: int | None
 
-    def limits(self) -> Limits:
-        """What one execution may use."""
-        return Limits(
-            memory_bytes=self.memory,
-            cpu_seconds=self.cpu,
-            open_files=self.open_files,
-            processes=self.processes,
-            output_bytes=self.max_output,
+    def limits(self, written: Limits) -> Limits:
+        """What one execution may use; what is not given stays as written."""
+        given: dict[str, Any] = {
+            "memory_bytes": self.memory,
+            "cpu_seconds": self.cpu,
+            "open_files": self.open_files,
+            "processes": self.processes,
+            "output_bytes": self.max_output,
+        }
+        return attrs.evolve(
+            written, **{key: value for key, value in given.items() if value is not None}
         )
 
 
@@ -56,6 +63,19 @@ def code_options(command: F) -> F:
             multiple=True,
             metavar="K=V",
             help="An environment variable for the code; `K` alone passes on yours. Repeatable.",
+        ),
+        click.option(
+            "--secret",
+            multiple=True,
+            metavar="K=NAME",
+            help="A variable with the value of a secret that the node defines. Repeatable.",
+        ),
+        click.option(
+            "--requirement",
+            "-r",
+            multiple=True,
+            metavar="REQ",
+            help="A Python package that the code imports, such as `httpx>=0.27`. Repeatable.",
         ),
         click.option(
             "--arg", "-a", multiple=True, metavar="ARG", help="A command-line argument. Repeatable."
@@ -137,20 +157,65 @@ def _environment(pairs: Sequence[str]) -> Mapping[str, str]:
     return env
 
 
-def make_upload(file: str, code: CodeOptions, *, name: str = "", **settings: Any) -> ArtifactUpload:
-    """Read ``FILE[:ENTRY]``. :raises click.UsageError: it cannot be read."""
+def _pairs(option: str, pairs: Sequence[str], what: str) -> Mapping[str, str]:
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise click.UsageError(f"{option} {pair}: write {what}")
+        found[_text(option, key)] = _text(option, value)
+    return found
+
+
+def make_upload(
+    file: str,
+    code: CodeOptions,
+    *,
+    name: str = "",
+    timeout_s: float | None = None,
+    reuse: bool | None = None,
+) -> ArtifactUpload:
+    """Read ``FILE[:ENTRY]``, or a directory with a ``spear.toml``; options given win over it.
+
+    :raises click.UsageError: it cannot be read. :raises ConfigError: the ``spear.toml`` is wrong.
+    """
     path, entry = _split(file)
-    content, executable = _read(path)
-    return ArtifactUpload(
-        name=name or name_for(path),
-        filename=_file_name(path),
-        content=content,
-        runtime=code.runtime,
-        entry=_text("ENTRY", entry),
-        env=_environment(code.env),
-        args=tuple(_text("--arg", arg) for arg in code.arg),
-        limits=code.limits(),
-        required_isolation=IsolationLevel[code.isolation.upper()] if code.isolation else None,
-        executable=executable,
-        **settings,
+    spec = path / SPEC_FILE if path.is_dir() else path
+    if spec.name == SPEC_FILE:
+        if not spec.exists():
+            raise click.UsageError(
+                f"there is no {SPEC_FILE} in {path.absolute() if path.is_dir() else path.parent}; "
+                "name the file to run, or write one (docs/artifacts.md)"
+            )
+        upload = load_spec(spec)
+    else:
+        content, executable = _read(path)
+        upload = ArtifactUpload(
+            name=name_for(path), filename=_file_name(path), content=content, executable=executable
+        )
+    given: dict[str, Any] = {
+        "name": name,
+        "runtime": code.runtime,
+        "entry": _text("ENTRY", entry),
+        "args": tuple(_text("--arg", arg) for arg in code.arg),
+        "timeout_s": timeout_s,
+        "reuse": reuse,
+        "required_isolation": IsolationLevel[code.isolation.upper()] if code.isolation else None,
+        "requirements": _requirements(upload.requirements, code.requirement),
+    }
+    return attrs.evolve(
+        upload,
+        env={**upload.env, **_environment(code.env)},
+        secrets={**upload.secrets, **_pairs("--secret", code.secret, "VARIABLE=NAME")},
+        limits=code.limits(upload.limits),
+        **{key: value for key, value in given.items() if value not in (None, "", ())},
     )
+
+
+def _requirements(written: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    for requirement in given:
+        try:
+            check_requirement(requirement)
+        except ValueError as error:
+            raise click.UsageError(f"--requirement {requirement!r}: {error}") from error
+    return tuple(dict.fromkeys((*written, *given)))

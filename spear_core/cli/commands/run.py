@@ -21,7 +21,7 @@ from spear_core.cli._options import (
     pass_options,
     setup_options,
 )
-from spear_core.cli._progress import show_progress
+from spear_core.cli._progress import show_progress, what_is_done
 from spear_core.cli._setup import load, show_log
 from spear_core.cli._tasks import copy_log, finish, leave, log_to_stderr
 from spear_core.cli._terminal import note
@@ -41,7 +41,7 @@ class _Job:
 
 
 @click.command("run")
-@click.argument("file", metavar="FILE[:ENTRY]")
+@click.argument("file", metavar="[FILE[:ENTRY]]", default=".")
 @input_options
 @click.option("--timeout", type=DURATION, metavar="TIME", help="Stop it after this long: 30s, 2m.")
 @code_options
@@ -60,11 +60,11 @@ def command(
     only: Sequence[str] | None,
     **code: Any,
 ) -> None:
-    """Run a file once, here and now, without a node.
+    """Run code once, here and now, without a node.
 
-    The file says what it is: a Python function or agent, a script or program, a WASM module
-    (.wasm, .wat). Its output, and nothing else, goes to stdout; its log goes to stderr while it
-    runs. Ctrl-C stops it.
+    FILE is one file, or a directory with a spear.toml (default: this one). It says what it is: a
+    Python function or agent, a script or program, a WASM module (.wasm, .wat). Its output, and
+    nothing else, goes to stdout; its log goes to stderr while it runs. Ctrl-C stops it.
 
     \b
     spear run hello.py --input world
@@ -90,7 +90,9 @@ async def _run(job: _Job, settings: NodeSettings, plugins: Plugins, state: Path)
             settings, plugins, state_dir=state, serve=False, ephemeral=True
         ) as node:
             with interrupt.scope:
-                async with show_progress(f"preparing {job.upload.filename}"):
+                name = job.upload.name
+                text = f"preparing {job.upload.filename}"
+                async with show_progress(text, lambda: what_is_done(node.api, name)):
                     artifact = await node.api.deploy(job.upload)
                 request = InvokeRequest(
                     function=f"{artifact.name}@{artifact.version}",

@@ -18,6 +18,7 @@ from spear_core.api import (
     InstanceInfo,
     InvokeRequest,
     InvokeResponse,
+    InvokeStream,
     LogChunk,
     NodeApi,
     NodeMetrics,
@@ -48,6 +49,9 @@ class ScriptedNode(NodeApi):
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         response: InvokeResponse = await self._do("invoke", request)
         return response
+
+    def stream(self, request: InvokeRequest) -> AbstractAsyncContextManager[InvokeStream]:
+        raise AssertionError("nobody streams here")
 
     async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
         task: TaskInfo = await self._do("get_task", task_id, wait=wait)

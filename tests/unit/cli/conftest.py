@@ -8,6 +8,7 @@ import pty
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,7 @@ from spear_core.api import (
     InstanceState,
     InvokeRequest,
     InvokeResponse,
+    InvokeStream,
     IsolationLevel,
     LogChunk,
     LogEntry,
@@ -163,6 +165,9 @@ class FakeNode(NodeApi):
         )
         if task_id in self._ended:
             self._ended[task_id].set()
+
+    def stream(self, request: InvokeRequest) -> AbstractAsyncContextManager[InvokeStream]:
+        raise AssertionError("nobody streams here")
 
     async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
         await trio.lowlevel.checkpoint()

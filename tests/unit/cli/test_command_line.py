@@ -268,7 +268,7 @@ def test_a_broken_plugin_command_is_reported_and_help_is_shown(
     install_plugin("broken", COMMANDS_PLUGIN.replace("import click", "import nothing_like_it"))
     done = fresh(tmp_path / "site", "--help")
     assert done.returncode == 0
-    assert "Run a file once" in done.stdout
+    assert "Run code once" in done.stdout
     assert "warning:" in done.stderr
     assert "nothing_like_it" in done.stderr
     assert "broken" in done.stderr

@@ -74,7 +74,7 @@ def test_a_colon_in_a_file_name(spear: Any, node: Any, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["nothing.py"], "nothing.py: no such file"),
-        (["."], ". is a directory; name the file to run"),
+        (["/"], "there is no spear.toml in /; name the file to run"),
         (["/dev/null"], "/dev/null is no regular file"),
         (["SCRIPT", "--env", "NOT_SET_HERE"], "write NOT_SET_HERE=VALUE"),
         (["SCRIPT", "--env", "=1"], "write K=V"),
@@ -109,7 +109,7 @@ def test_progress_is_shown_on_a_terminal_when_it_takes_long(
 ) -> None:
     node.deploying_s = 0.6
     shown = terminal(lambda: spear("deploy", str(script)), "stderr")
-    assert "deploying hello world.sh (10 B)" in shown
+    assert "deploying hello-world (10 B)" in shown
     assert "deploying" not in spear("deploy", str(script)).err
     node.deploying_s = 0.0
     assert "deploying" not in terminal(lambda: spear("deploy", str(script)), "stderr")

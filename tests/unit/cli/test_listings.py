@@ -36,9 +36,22 @@ def test_artifacts(spear: Any, node: Any, tmp_path: Any) -> None:
     (tmp_path / "hello.sh").write_text("#!/bin/sh\n")
     spear("deploy", str(tmp_path / "hello.sh"))
     header, line = spear("artifacts").text.splitlines()
-    assert header.split()[:3] == ["NAME", "VERSION", "RUNTIME"]
+    assert header.split()[:5] == ["NAME", "VERSION", "LATEST", "STATE", "RUNTIME"]
     assert line.split() == [
-        *("hello", "1", "process", "command", "hello.sh", "10", "B", "2h", "1", "ab" * 6)
+        *(
+            "hello",
+            "1",
+            "*",
+            "ready",
+            "process",
+            "command",
+            "hello.sh",
+            "10",
+            "B",
+            "2h",
+            "1",
+            "ab" * 6,
+        )
     ]
     (shown,) = json.loads(spear("artifacts", "--json").out)
     assert shown["digest"] == "ab" * 32
