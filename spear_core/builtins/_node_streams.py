@@ -32,7 +32,7 @@ async def relay(client: Stream, task: InvokeStream) -> InvokeResponse:
             while True:
                 await client.send(await task.receive())
         except trio.EndOfChannel:
-            pass
+            failure = await _end_output(client)
         except SpearError as error:  # carried past the nursery, as it is
             failure = error
         try:
@@ -44,6 +44,14 @@ async def relay(client: Stream, task: InvokeStream) -> InvokeResponse:
     if failure is not None:
         raise failure
     return response
+
+
+async def _end_output(client: Stream) -> SpearError | None:
+    try:
+        await client.send_eof()
+    except SpearError as error:
+        return error
+    return None
 
 
 async def _pass_input(client: Stream, task: InvokeStream) -> None:

@@ -19,14 +19,15 @@ from spear_core.api import (
     ExecutionStatus,
     ExecutionUsage,
     Hostcalls,
-    Instance,
     InstanceSpec,
     InstanceStatistics,
     PluginContext,
+    StreamingInstance,
 )
 from spear_core.errors import ChannelError, InstanceLostError, InstanceStartError, SpearError
 from spear_core.rpc import Call, Reply, Session, open_session
 from spear_core.rpc.codec import execution_request_to_args, execution_response_from_head
+from spear_runtime_process._agent_stream import AgentStream
 from spear_runtime_process._guest import Guest, GuestSpec, open_guest, open_scratch
 from spear_runtime_process._launchers import SDK_WORKER, Launchers
 from spear_runtime_process._nursery import open_service_nursery
@@ -38,7 +39,7 @@ _TERM_SECONDS = 0.5
 _EXIT_STATUS_SECONDS = 0.5
 
 
-class AgentInstance(Instance):
+class AgentInstance(StreamingInstance):
     """One worker process. Made by :func:`open_agent`."""
 
     def __init__(
@@ -49,8 +50,10 @@ class AgentInstance(Instance):
         *,
         cancel_grace: float,
         log_bytes: int,
+        max_input: int,
     ) -> None:
         self.id = spec.id
+        self._max_input = max_input
         self._name = spec.artifact.ref
         self._plan = plan
         self._hostcalls = hostcalls
@@ -96,12 +99,7 @@ class AgentInstance(Instance):
 
     async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
         """Hand the execution to the worker; see :meth:`Instance.execute`."""
-        if self._failed.is_set():
-            raise InstanceLostError(self._reason)
-        self._executions += 1
-        self._running = self._latest = request.execution_id
-        self.stdout.restart()
-        self.stderr.restart()
+        self._begin(request)
         before = self._guest.own_cpu_seconds()
         finished = False
         try:
@@ -110,19 +108,55 @@ class AgentInstance(Instance):
             else:
                 response = await self._ask_watched(request)
             finished = True
-        except ChannelError as exc:
-            finished = True
-            return await self._lost(exc)
         except SpearError as exc:
-            raise InstanceLostError(f"{self._name} refused the execution: {exc}") from exc
+            finished = True
+            return await self._unanswered(exc)
         finally:
             self._running = ""
             if not finished:
                 await self._stop()
         self._drain()
-        after = self._guest.own_cpu_seconds()
-        used = None if before is None or after is None else after - before
-        return self._complete(response, used)
+        return self._complete(response, before)
+
+    def _begin(self, request: ExecutionRequest) -> None:
+        if self._failed.is_set():
+            raise InstanceLostError(self._reason)
+        self._executions += 1
+        self._running = self._latest = request.execution_id
+        self.stdout.restart()
+        self.stderr.restart()
+
+    async def _unanswered(self, error: SpearError) -> ExecutionResponse:
+        """The worker did not answer, or with a refusal. Raises: InstanceLostError."""
+        if isinstance(error, ChannelError):
+            return await self._lost(error)
+        raise InstanceLostError(f"{self._name} refused the execution: {error}") from error
+
+    @contextlib.asynccontextmanager
+    async def stream(self, request: ExecutionRequest) -> AsyncGenerator[AgentStream]:
+        """Hand it to the worker piece by piece; see :meth:`StreamingInstance.stream`."""
+        self._begin(request)
+        before = self._guest.own_cpu_seconds()
+
+        def complete(response: ExecutionResponse) -> ExecutionResponse:
+            self._drain()
+            return self._complete(response, before)
+
+        args = execution_request_to_args(request) | {"max_input_bytes": self._max_input}
+        stream: AgentStream | None = None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                if self._plan.bounds.cpu is not None:
+                    nursery = await stack.enter_async_context(open_service_nursery())
+                    stack.callback(nursery.cancel_scope.cancel)
+                    nursery.start_soon(self._guest.watch_cpu, self._plan.bounds.cpu)
+                raw = await stack.enter_async_context(self._session.open_stream("stream", args))
+                stream = AgentStream(raw, complete=complete, explain=self._unanswered)
+                yield stream
+        finally:
+            self._running = ""
+            if stream is None or not stream.ended:
+                await self._stop()
 
     async def _ask(self, request: ExecutionRequest) -> ExecutionResponse:
         arguments = execution_request_to_args(request)
@@ -138,9 +172,14 @@ class AgentInstance(Instance):
             finally:
                 nursery.cancel_scope.cancel()
 
-    def _complete(self, response: ExecutionResponse, cpu: float | None) -> ExecutionResponse:
-        """Hold the answer to the output limit and add what only we know."""
+    def _complete(self, response: ExecutionResponse, before: float | None) -> ExecutionResponse:
+        """Hold the answer to the output limit and add what only we know.
+
+        :param before: the worker's CPU time when the execution began.
+        """
         told = response.usage
+        after = self._guest.own_cpu_seconds()
+        cpu = None if before is None or after is None else after - before
         usage = attrs.evolve(
             told,
             cpu_seconds=cpu if told.cpu_seconds is None else told.cpu_seconds,
@@ -318,6 +357,7 @@ async def open_agent(
         context.hostcalls,
         cancel_grace=config.cancel_grace_ms / 1000,
         log_bytes=context.spearlet_config.logs.max_task_log_bytes,
+        max_input=context.spearlet_config.execution.max_input_bytes,
     )
     async with contextlib.AsyncExitStack() as stack:
         directory = await stack.enter_async_context(open_scratch(scratch))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -13,14 +17,16 @@ from spear_core.api import (
     ExecutionResponse,
     ExecutionUsage,
     Hostcalls,
-    Instance,
     InstanceSpec,
     InstanceStatistics,
+    StreamingInstance,
 )
 from spear_core.errors import InstanceLostError, InstanceStartError
+from spear_runtime_process._command_stream import CommandStream
 from spear_runtime_process._guest import Guest, GuestSpec, memory_file, open_guest, open_scratch
 from spear_runtime_process._launcher import UNKNOWN_EXIT, Exit
 from spear_runtime_process._launchers import Launchers
+from spear_runtime_process._nursery import open_service_nursery
 from spear_runtime_process._plan import Confiner, Plan
 from spear_runtime_process._recognise import command_line
 from spear_runtime_process._streams import Lines, read_bounded
@@ -32,7 +38,7 @@ class _Outcome:
     complete: bool = True
 
 
-class CommandInstance(Instance):
+class CommandInstance(StreamingInstance):
     """Runs a command once per execution; between executions there is no process."""
 
     def __init__(
@@ -60,10 +66,35 @@ class CommandInstance(Instance):
         self._cpu = 0.0
         self._guest: Guest | None = None
 
-    async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
-        """Run the command; see :meth:`Instance.execute`."""
-        launcher = await self._launchers.plain()
-        spec = GuestSpec(
+    @contextlib.asynccontextmanager
+    async def _start(
+        self, request: ExecutionRequest, stdin: int
+    ) -> AsyncGenerator[tuple[Guest, Lines]]:
+        """The command with this stdin, which is closed here, and where its stderr goes."""
+        async with contextlib.AsyncExitStack() as stack:
+            unused = contextlib.ExitStack()
+            stack.push(unused)
+            unused.callback(os.close, stdin)
+            launcher = await self._launchers.plain()
+            lines = Lines(
+                lambda text: self._hostcalls.log(request.execution_id, text, source="stderr"),
+                self._log_bytes,
+            )
+            scratch = await stack.enter_async_context(open_scratch(self._scratch))
+            self._executions += 1
+            unused.pop_all()
+            self._guest = await stack.enter_async_context(
+                open_guest(
+                    launcher, self._spec(request), self._confiner, scratch=scratch, stdin=stdin
+                )
+            )
+            try:
+                yield self._guest, lines
+            finally:
+                self._guest = None
+
+    def _spec(self, request: ExecutionRequest) -> GuestSpec:
+        return GuestSpec(
             artifact=self._artifact,
             code=self._code,
             plan=self._plan,
@@ -74,48 +105,69 @@ class CommandInstance(Instance):
                 "SPEAR_ENTRY": request.entry,
             },
         )
-        lines = Lines(
-            lambda text: self._hostcalls.log(request.execution_id, text, source="stderr"),
-            self._log_bytes,
-        )
-        self._executions += 1
-        async with open_scratch(self._scratch) as scratch:
-            stdin = memory_file(request.payload)
-            opened = open_guest(launcher, spec, self._confiner, scratch=scratch, stdin=stdin)
-            async with opened as guest:
-                self._guest = guest
+
+    async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
+        """Run the command; see :meth:`Instance.execute`."""
+        async with self._start(request, memory_file(request.payload)) as (guest, lines):
+            ended: Exit | None = None
+            outcome = _Outcome()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._collect, guest, outcome)
+                    nursery.start_soon(lines.pump, guest.stderr)
+                    ended = await self._attend(guest)
+            finally:
+                if ended is None:
+                    await self._stop(guest, lines)
+            return self._respond(guest, ended, outcome, lines.tail)
+
+    @contextlib.asynccontextmanager
+    async def stream(self, request: ExecutionRequest) -> AsyncGenerator[CommandStream]:
+        """Run the command with live pipes; see :meth:`StreamingInstance.stream`."""
+        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        with contextlib.ExitStack() as unused:
+            unused.callback(os.close, ours)
+            async with self._start(request, theirs) as (guest, lines), open_service_nursery() as n:
+                unused.pop_all()
+                stream = CommandStream(ours, guest.stdout, n)
+                n.start_soon(stream.attend, partial(self._run_out, guest, lines))
                 try:
-                    return await self._attend(guest, lines)
+                    yield stream
                 finally:
-                    self._guest = None
+                    if not stream.ended:
+                        await self._stop(guest, lines)
+                    stream.close()
+                    n.cancel_scope.cancel()
 
-    async def _attend(self, guest: Guest, lines: Lines) -> ExecutionResponse:
-        outcome = _Outcome()
+    async def _run_out(self, guest: Guest, lines: Lines) -> ExecutionResponse:
+        """Wait for the end of a command whose output somebody else reads."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lines.pump, guest.stderr)
+            ended = await self._attend(guest)
+        return self._respond(guest, ended, _Outcome(), lines.tail)
 
-        async def collect() -> None:
-            outcome.output, outcome.complete = await read_bounded(
-                guest.stdout, self._plan.bounds.output
-            )
-            if not outcome.complete:
-                guest.kill()
+    async def _collect(self, guest: Guest, outcome: _Outcome) -> None:
+        outcome.output, outcome.complete = await read_bounded(
+            guest.stdout, self._plan.bounds.output
+        )
+        if not outcome.complete:
+            guest.kill()
 
-        ended: Exit | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(collect)
-                nursery.start_soon(lines.pump, guest.stderr)
-                async with trio.open_nursery() as watching:
-                    watching.start_soon(guest.watch_cpu, self._plan.bounds.cpu)
-                    watching.start_soon(guest.watch_memory)
-                    ended = await guest.process.wait()
-                    watching.cancel_scope.cancel()
-                await guest.end()  # what it left behind holds the pipes open
-        finally:
-            if ended is None:
-                await self._grace(guest)
-                await guest.end()
-                lines.drain(guest.stderr.fileno())
-        return self._respond(guest, ended, outcome, lines.tail)
+    async def _attend(self, guest: Guest) -> Exit:
+        """Hold the command to its limits until it has ended, with all it left behind."""
+        async with trio.open_nursery() as watching:
+            watching.start_soon(guest.watch_cpu, self._plan.bounds.cpu)
+            watching.start_soon(guest.watch_memory)
+            ended = await guest.process.wait()
+            watching.cancel_scope.cancel()
+        await guest.end()  # what it left behind holds the pipes open
+        return ended
+
+    async def _stop(self, guest: Guest, lines: Lines) -> None:
+        """The execution is cancelled."""
+        await self._grace(guest)
+        await guest.end()
+        lines.drain(guest.stderr.fileno())
 
     async def _grace(self, guest: Guest) -> None:
         """Let a cancelled command clean up for a moment; it is killed afterwards."""

@@ -27,5 +27,7 @@ def spear_runtimes() -> Iterator[RuntimeSpec[ProcessConfig]]:
         recognise=recognise,
         reusable_shapes=frozenset({"agent"}),
         transports=("unix", "tcp"),
-        capabilities=frozenset({Capability.REUSE, Capability.CANCEL, Capability.MEMORY_LIMIT}),
+        capabilities=frozenset(
+            {Capability.REUSE, Capability.CANCEL, Capability.MEMORY_LIMIT, Capability.STREAM}
+        ),
     )

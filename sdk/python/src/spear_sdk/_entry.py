@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _collections_abc
+
+from spear_sdk._chunks import Given, chunk_type
 from spear_sdk._context import Context
 from spear_sdk._convert import decoder_for
 from spear_sdk._errors import BadFunctionError
@@ -9,9 +12,10 @@ from spear_sdk._function import marks_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
+    from spear_sdk._chunks import Chunks, Source
     from spear_sdk._convert import Decoder
 
 __all__ = ["Entry"]
@@ -45,6 +49,8 @@ class Entry:
         self.backend = marks.backend if marks else "asyncio"
         self._decode: Decoder | None = None
         self._input_optional = False
+        self._chunks: Callable[[Source, str], Chunks] | None = None
+        """For a function that takes its input piece by piece."""
         self._fill: list[str] = []
         """What each positional argument is: ``input`` or ``context``."""
         self._fill_named: dict[str, str] = {}
@@ -60,7 +66,7 @@ class Entry:
             role = "input"
             annotation = object if annotation is _NONE else annotation
             try:
-                self._decode = decoder_for(annotation, parameter.name)
+                self._take_input(annotation, parameter.name)
             except BadFunctionError as exc:
                 raise BadFunctionError(
                     f"parameter {parameter.name!r} of {self.name}: {exc}"
@@ -79,12 +85,40 @@ class Entry:
         else:
             self._fill_named[parameter.name] = role
 
+    def _take_input(self, annotation: object, parameter: str) -> None:
+        chunks = chunk_type(annotation, self.fn)
+        if chunks is None:
+            self._decode = decoder_for(annotation, parameter)
+            return
+        make, item = chunks
+        decode = self._decode = decoder_for(item, parameter)
+        self._chunks = lambda source, content_type: make.of(
+            source, item, decode, parameter, content_type
+        )
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether the function takes its input piece by piece."""
+        return self._chunks is not None
+
     def call(
-        self, payload: bytes | bytearray | memoryview, content_type: str, context: Context
+        self,
+        payload: bytes | bytearray | memoryview,
+        content_type: str,
+        context: Context,
+        source: Source | None = None,
     ) -> Any:
-        """Call the function. Raises: InvalidInputError, and whatever the function raises."""
+        """Call the function. Raises: InvalidInputError, and whatever the function raises.
+
+        :param source: where the input of a function that takes chunks comes from; by default the
+            payload is its only chunk, or there is none when it is empty.
+        """
         values: dict[str, object] = {"context": context}
-        if self._decode is not None:
+        if self._chunks is not None:
+            if source is None:
+                source = Given(payload) if payload else Given()
+            values["input"] = self._chunks(source, content_type)
+        elif self._decode is not None:
             if not payload and self._input_optional:  # its default holds
                 return self.fn(**{n: context for n, r in self._names.items() if r == "context"})
             values["input"] = self._decode(payload, content_type)
@@ -148,7 +182,10 @@ def _resolve(parameter: _Parameter, fn: Any, name: str) -> object:
     fn = getattr(fn, "func", fn)  # a partial
     code = fn if hasattr(fn, "__globals__") else type(fn).__call__
     try:
-        return eval(annotation, getattr(code, "__globals__", {}))
+        names = getattr(code, "__globals__", {})
+        if "Itera" in annotation:  # iterators are often imported for type checkers only
+            names = {**vars(_collections_abc), **names}
+        return eval(annotation, names)
     except Exception as exc:  # barrier: the annotation is the guest's code
         if annotation.rpartition(".")[2].strip("'\"") == "Context":
             return Context  # imported for type checkers only

@@ -16,6 +16,7 @@ __all__ = [
     "CREDIT",
     "CRITICAL",
     "DATA",
+    "END_STREAM",
     "ERROR",
     "GOAWAY",
     "HELLO",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 HELLO, WELCOME, REQUEST, RESPONSE, DATA, CREDIT, CANCEL, PING, PONG, GOAWAY, NOTICE = range(1, 12)
-MORE, ERROR, STREAM, CRITICAL = 2, 4, 8, 128
+END_STREAM, MORE, ERROR, STREAM, CRITICAL = 1, 2, 4, 8, 128
 
 CHUNK = 256 * 1024
 """A larger payload goes in pieces of this size, so that it doesn't hold up other messages."""
@@ -129,7 +130,7 @@ class FrameReader:
         if kind == DATA:
             part = self._parts.get(number)
             if part is None:
-                return None  # of a message that was refused, or of a stream, which we have none of
+                return frame  # of a stream, whose messages are put together where they are read
             kind, first_flags, head, data = part
         elif kind in (REQUEST, RESPONSE, NOTICE):
             data = bytearray()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spear_sdk._channel import WorkerChannel
     from spear_sdk._context import Context
 
-__all__ = ["Hostcalls"]
+__all__ = ["Hostcalls", "async_event"]
 
 _MAX_LOG = 60_000
 
@@ -87,7 +87,7 @@ class Hostcalls:
 
     async def ahostcall(self, context: Context, name: str, payload: bytes) -> bytes:
         """The same on the event loop that runs here, which is asyncio's or trio's."""
-        wait, wake = _async_event()
+        wait, wake = async_event()
         pending = _Pending(context, wake, blocking=False)
         number = self._begin(pending, name, payload)
         try:
@@ -154,7 +154,7 @@ class Hostcalls:
             self._channel.send(f.CANCEL, number, pack({"reason": "cancelled"}))
 
 
-def _async_event() -> tuple[Callable[[], Any], Callable[[], object]]:
+def async_event() -> tuple[Callable[[], Any], Callable[[], object]]:
     """A coroutine function that waits, and a function for any thread that ends the wait."""
     asyncio: Any = sys.modules.get("asyncio")
     with contextlib.suppress(RuntimeError):  # another kind of loop runs here

@@ -12,6 +12,7 @@ from struct import Struct
 
 from spear_sdk import _frames as f
 from spear_sdk._channel import WorkerChannel, connect
+from spear_sdk._chunks import Collected, Outputs, is_output_stream
 from spear_sdk._context import Context, Running, current
 from spear_sdk._entry import Entry
 from spear_sdk._errors import FunctionError, LoadError, OutputError, TaskCancelledError
@@ -21,6 +22,7 @@ from spear_sdk._load import find_entry, load_module
 from spear_sdk._msgpack import pack, unpack
 from spear_sdk._output import encode_output
 from spear_sdk._report import error_of, traceback_of
+from spear_sdk._stream import WorkerStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Worker:
         self._entries: dict[str, Entry] = {}
         self._queue: deque[Execution] = deque()
         self._running: Execution | None = None
+        self._streams: dict[int, WorkerStream] = {}
         self._stopping = False
         self._backends: dict[str, AsyncioBackend | TrioBackend] = {}
         self._logging_ready = False
@@ -122,6 +125,13 @@ class Worker:
         kind, flags, number, head, payload = frame
         if kind == f.REQUEST:
             self._on_request(number, flags, unpack(head), payload)
+        elif kind == f.DATA:
+            if (stream := self._streams.get(number)) is not None:
+                stream.on_data(flags, payload)
+        elif kind == f.CREDIT:
+            if (stream := self._streams.get(number)) is not None:
+                credit: Any = unpack(head)
+                stream.on_credit(credit["bytes"])
         elif kind == f.CANCEL:
             self._on_cancel(number)
         elif kind == f.RESPONSE:
@@ -138,10 +148,15 @@ class Worker:
         if method == "execute" and not flags & f.STREAM:
             request = call["args"]
             self._queue.append(Execution(number, request, payload, self._make_context(request)))
+        elif method == "stream" and flags & f.STREAM:
+            request = call["args"]
+            stream = self._streams[number] = WorkerStream(self._channel, number)
+            context = self._make_context(request)
+            self._queue.append(Execution(number, request, payload, context, stream))
         elif method == "health":
             self._channel.send(f.RESPONSE, number, b"\x80")
         else:
-            what = "streams" if flags & f.STREAM else f"the method {method!r}"
+            what = f"{'streams of ' if flags & f.STREAM else ''}the method {method!r}"
             self._refuse(number, "unimplemented", f"this agent does not serve {what}")
 
     def _on_cancel(self, number: int) -> None:
@@ -182,6 +197,7 @@ class Worker:
             head, payload = self._failed_head(exc, context), b""
         finally:
             self._channel.unwatch()
+            self._streams.pop(execution.number, None)
             self._running = Running.context = None
             current.reset(token)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # the guest may close it
@@ -194,11 +210,14 @@ class Worker:
     def _run(self, execution: Execution) -> tuple[bytes, f.Buffer]:
         execution.context.raise_if_cancelled()
         entry = self._entries.get(execution.entry) or self._find_entry(execution.entry)
-        value = entry.call(execution.payload, execution.content_type, execution.context)
+        stream = execution.stream
+        if stream is not None and not entry.takes_chunks:
+            execution.payload = stream.receive_all(execution.max_input)
+        value = entry.call(execution.payload, execution.content_type, execution.context, stream)
         if hasattr(type(value), "__await__"):
             value = self._backend(entry.backend, value).run(value, execution)
         self._connect_logging()
-        output, content_type = encode_output(value)
+        output, content_type = self._output_of(value, entry, execution)
         if len(output) > self._channel.max_payload:
             raise OutputError(
                 f"the function returned {len(output)} bytes; "
@@ -209,6 +228,24 @@ class Worker:
         if start is None:
             start = self._completed_heads[content_type] = _completed_head(content_type)
         return start + self._usage(), output
+
+    def _output_of(self, value: Any, entry: Entry, execution: Execution) -> tuple[f.Buffer, str]:
+        """What is left to answer, and its type, once a stream has got its chunks."""
+        stream = execution.stream
+        if not is_output_stream(value):
+            output, content_type = encode_output(value)
+            if stream is not None and output:
+                stream.send(output)
+                output = b""
+            return output, content_type
+        collected = Collected()
+        outputs = Outputs(collected if stream is None else stream)
+        if hasattr(type(value), "__anext__"):
+            sending = outputs.asend_all(value)
+            self._backend(entry.backend, sending).run(sending, execution)
+        else:
+            outputs.send_all(value)
+        return b"".join(collected.chunks), outputs.told_type
 
     def _find_entry(self, name: str) -> Entry:
         if self._load_error is not None:
