@@ -1,0 +1,1 @@
+"""SPEAR over gRPC; see :mod:`spear_transport_grpc.plugin`."""
