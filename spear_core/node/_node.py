@@ -169,7 +169,8 @@ async def open_node(
                 door = owned.spec.open(
                     context, settings.plugin_config(owned.plugin_name, owned.spec.config_cls)
                 )
-                urls.append(await stack.enter_async_context(door))
+                if url := await stack.enter_async_context(door):
+                    urls.append(url)
         node = Node(
             api=local,
             urls=tuple(urls),
