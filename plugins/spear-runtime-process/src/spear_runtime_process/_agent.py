@@ -31,6 +31,7 @@ from spear_runtime_process._agent_stream import AgentStream
 from spear_runtime_process._guest import Guest, GuestSpec, open_guest, open_scratch
 from spear_runtime_process._launchers import SDK_WORKER, Launchers
 from spear_runtime_process._nursery import open_service_nursery
+from spear_runtime_process._place import Place
 from spear_runtime_process._plan import Confiner, Plan
 from spear_runtime_process._python import calling
 from spear_runtime_process._streams import Lines
@@ -281,7 +282,7 @@ class AgentInstance(StreamingInstance):
 
 
 def _guest_spec(
-    spec: InstanceSpec, offer: ChannelOffer, *, code: Path, plan: Plan, forked: bool
+    spec: InstanceSpec, offer: ChannelOffer, *, code: Place, plan: Plan, forked: bool
 ) -> GuestSpec:
     artifact = spec.artifact
     return GuestSpec(
@@ -295,10 +296,11 @@ def _guest_spec(
             "SPEAR_CHANNEL_SECRET": offer.secret.hex(),
             "SPEAR_INSTANCE_ID": spec.id.instance_id,
             "SPEAR_ARTIFACT": artifact.ref,
-            "SPEAR_ARTIFACT_FILE": str(code),
             "SPEAR_ARTIFACT_FILENAME": artifact.filename,
             "SPEAR_ENTRY": artifact.entry,
+            **code.for_agent(),
         },
+        secrets=spec.secrets,
         channel=offer.address,
     )
 
@@ -337,7 +339,7 @@ async def _accept(offer: ChannelOffer, guest: Guest, instance: AgentInstance) ->
 async def open_agent(
     spec: InstanceSpec,
     *,
-    code: Path,
+    code: Place,
     plan: Plan,
     confiner: Confiner,
     launchers: Launchers,

@@ -27,6 +27,7 @@ from spear_runtime_process._guest import Guest, GuestSpec, memory_file, open_gue
 from spear_runtime_process._launcher import UNKNOWN_EXIT, Exit
 from spear_runtime_process._launchers import Launchers
 from spear_runtime_process._nursery import open_service_nursery
+from spear_runtime_process._place import Place
 from spear_runtime_process._plan import Confiner, Plan
 from spear_runtime_process._recognise import command_line
 from spear_runtime_process._streams import Lines, read_bounded
@@ -45,7 +46,7 @@ class CommandInstance(StreamingInstance):
         self,
         spec: InstanceSpec,
         *,
-        code: Path,
+        code: Place,
         plan: Plan,
         confiner: Confiner,
         launchers: Launchers,
@@ -56,6 +57,7 @@ class CommandInstance(StreamingInstance):
         self.id = spec.id
         self._artifact = spec.artifact
         self._code = code
+        self._secrets = spec.secrets
         self._plan = plan
         self._confiner = confiner
         self._launchers = launchers
@@ -98,12 +100,14 @@ class CommandInstance(StreamingInstance):
             artifact=self._artifact,
             code=self._code,
             plan=self._plan,
-            argv=(*command_line(self._code), *self._artifact.args),
+            argv=(*command_line(self._code.file), *self._artifact.args),
             env={
                 "SPEAR_EXECUTION_ID": request.execution_id,
                 "SPEAR_TASK_ID": request.task_id,
                 "SPEAR_ENTRY": request.entry,
+                **self._code.for_command(),
             },
+            secrets=self._secrets,
         )
 
     async def execute(self, request: ExecutionRequest) -> ExecutionResponse:

@@ -94,6 +94,13 @@ class ProcessConfig:
     """How long a cancelled guest may clean up before it is killed."""
     stop_grace_ms: int = attrs.field(default=3_000, validator=validators.ge(0))
     """How long an agent may take to end when it is no longer needed."""
+    index_url: str = ""
+    """The package index that requirements come from; empty: as the installer is set up (PyPI)."""
+    build_requirements: bool = False
+    """Whether requirements may be built from source, which runs their code outside of any sandbox;
+    otherwise only wheels are installed."""
+    uv: str = ""
+    """Path of the installer; empty: that of the package `uv`, else on the path."""
     use_cgroups: bool = True
     bwrap: str = "bwrap"
     """Name or path of bubblewrap."""

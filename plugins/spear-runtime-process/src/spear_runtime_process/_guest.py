@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from spear_core.errors import InstanceStartError
 from spear_runtime_process._cgroup import Cgroup
 from spear_runtime_process._inside import tree
 from spear_runtime_process._launcher import Exit, Launcher, Process, signal_name
+from spear_runtime_process._place import Place
 from spear_runtime_process._plan import Bounds, Confiner, Plan
 from spear_runtime_process._python import environment
 
@@ -32,8 +33,7 @@ class GuestSpec:
     """What to start, and how."""
 
     artifact: Artifact
-    code: Path
-    """The file under its own name, executable where that matters."""
+    code: Place
     plan: Plan
     argv: tuple[str, ...] = ()
     """Program to execute; empty for an agent forked from the zygote."""
@@ -41,6 +41,8 @@ class GuestSpec:
     """`module:function` for the zygote to call."""
     env: dict[str, str] = attrs.field(factory=dict)
     channel: str = ""
+    secrets: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """Variables with the values of secrets; for the guest's eyes only."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -197,7 +199,7 @@ def _environment(spec: GuestSpec, scratch: Path) -> dict[str, str]:
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
     }
-    return base | environment() | dict(spec.artifact.env) | spec.env
+    return base | environment() | dict(spec.artifact.env) | dict(spec.secrets) | spec.env
 
 
 def _request(

@@ -13,6 +13,7 @@ from spear_core.errors import IsolationUnavailableError
 from spear_runtime_process._config import ProcessConfig
 from spear_runtime_process._inside.launcher import FILTER_DESCRIPTOR
 from spear_runtime_process._machine import BWRAP_NAMESPACES, Machine
+from spear_runtime_process._place import Place
 from spear_runtime_process._python import places
 
 T = TypeVar("T")
@@ -116,13 +117,13 @@ class Confiner:
     config: ProcessConfig
     machine: Machine
 
-    def readable(self, code: Path) -> list[str]:
+    def readable(self, place: Place) -> list[str]:
         """What a guest may read: the system, Python, its code, what the configuration adds."""
-        own = [*places(), str(code.parent), *self.config.read]
+        own = [*places(), *place.readable(), *self.config.read]
         return list(dict.fromkeys([*_SYSTEM, *own]))
 
     def request(
-        self, plan: Plan, *, code: Path, scratch: Path, entrances: Sequence[str], channel: str = ""
+        self, plan: Plan, *, code: Place, scratch: Path, entrances: Sequence[str], channel: str = ""
     ) -> dict[str, Any]:
         """The parts of a spawn request that confine."""
         confine: dict[str, Any] = {
@@ -160,7 +161,7 @@ class Confiner:
         return limits
 
     def in_namespaces(
-        self, argv: Sequence[str], *, code: Path, scratch: Path, channel: str = ""
+        self, argv: Sequence[str], *, code: Place, scratch: Path, channel: str = ""
     ) -> list[str]:
         """The bubblewrap command line that runs `argv` in namespaces of its own."""
         assert self.machine.bwrap is not None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -24,8 +22,10 @@ from spear_core.errors import RuntimeFault, UnsupportedArtifactError
 from spear_runtime_process._agent import open_agent
 from spear_runtime_process._command import CommandInstance
 from spear_runtime_process._config import ProcessConfig
+from spear_runtime_process._environments import Environments
 from spear_runtime_process._launchers import Launchers, open_launchers
 from spear_runtime_process._machine import Machine, look_around
+from spear_runtime_process._place import Place, install
 from spear_runtime_process._plan import Confiner, make_plan
 from spear_runtime_process._recognise import AGENT, COMMAND, command_line
 from spear_runtime_process._workspace import open_workspace
@@ -45,12 +45,14 @@ class ProcessRuntime(Runtime):
         machine: Machine,
         launchers: Launchers,
         workspace: Path,
+        environments: Environments,
     ) -> None:
         self._context = context
         self._config = config
         self._machine = machine
         self._looked_at = trio.current_time()
         self._launchers = launchers
+        self._environments = environments
         self._code = workspace / "code"
         self._scratch = workspace / "scratch"
 
@@ -68,12 +70,12 @@ class ProcessRuntime(Runtime):
             details=self._machine.details(),
         )
 
-    def _place(self, artifact: Artifact) -> Path:
+    def _place(self, artifact: Artifact) -> Place:
         """Where the code stands under its own name, which interpreters and tracebacks show."""
-        return self._code / artifact.digest[:32] / (Path(artifact.filename).name or "code")
+        return Place.of(artifact, self._code, self._environments.site(artifact.requirements))
 
     async def prepare(self, artifact: Artifact) -> None:
-        """Put an executable copy in place and see whether it can run here."""
+        """Put an executable copy in place, install what it requires, see whether it can run."""
         if artifact.shape not in (AGENT, COMMAND):
             raise UnsupportedArtifactError(
                 f"{artifact.ref}: the process runtime knows {AGENT!r} and {COMMAND!r}, "
@@ -81,13 +83,23 @@ class ProcessRuntime(Runtime):
             )
         make_plan(artifact, self._config, self._machine)
         place = self._place(artifact)
-        if not place.exists():
-            try:
-                await trio.to_thread.run_sync(_install, artifact.path, place)
-            except OSError as exc:
-                raise RuntimeFault(f"{artifact.ref}: cannot copy its code: {exc}") from exc
+        try:
+            await trio.to_thread.run_sync(install, artifact, place)
+        except OSError as exc:
+            raise RuntimeFault(f"{artifact.ref}: cannot copy its code: {exc}") from exc
         if artifact.shape == COMMAND:
-            command_line(place)
+            command_line(place.file)
+            if artifact.requirements and place.file.suffix != ".py":
+                raise UnsupportedArtifactError(
+                    f"{artifact.ref} has Python requirements, and {place.file.name} is no .py file"
+                )
+        await self._environments.provide(
+            artifact, lambda message: self._context.report(artifact, message)
+        )
+
+    async def retain(self, artifacts: Sequence[Artifact]) -> None:
+        """Remove installed requirements that nobody needs."""
+        await self._environments.retain(artifacts)
 
     def open_instance(self, spec: InstanceSpec) -> AbstractAsyncContextManager[Instance]:
         """An agent's worker, started; or the means to run a command."""
@@ -117,16 +129,6 @@ class ProcessRuntime(Runtime):
         return contextlib.nullcontext(command)
 
 
-def _install(source: Path, place: Path) -> None:
-    """Copy `source` to `place`, readable and executable by its owner only, whole or not at all."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=place.parent)
-    with open(descriptor, "wb") as target, source.open("rb") as code:
-        shutil.copyfileobj(code, target)
-    Path(name).chmod(0o500)
-    Path(name).replace(place)
-
-
 @contextlib.asynccontextmanager
 async def _open_workspace(cache: Path) -> AsyncGenerator[Path]:
     """A directory of this node's own; others may use the same cache."""
@@ -145,10 +147,17 @@ async def open_runtime(
 ) -> AsyncGenerator[ProcessRuntime]:
     """The runtime of one node, while the block lasts; all its processes end with it."""
     machine = await look_around(bwrap=config.bwrap, use_cgroups=config.use_cgroups)
+    environments = Environments(context.cache_dir / "environments", config, node_id=context.node_id)
     async with (
         _open_workspace(context.cache_dir) as workspace,
         open_launchers(config, context.log) as launchers,
     ):
-        yield ProcessRuntime(
-            context, config, machine=machine, launchers=launchers, workspace=workspace
-        )
+        with contextlib.closing(environments):
+            yield ProcessRuntime(
+                context,
+                config,
+                machine=machine,
+                launchers=launchers,
+                workspace=workspace,
+                environments=environments,
+            )

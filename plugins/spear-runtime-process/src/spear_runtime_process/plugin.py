@@ -28,6 +28,12 @@ def spear_runtimes() -> Iterator[RuntimeSpec[ProcessConfig]]:
         reusable_shapes=frozenset({"agent"}),
         transports=("unix", "tcp"),
         capabilities=frozenset(
-            {Capability.REUSE, Capability.CANCEL, Capability.MEMORY_LIMIT, Capability.STREAM}
+            {
+                Capability.REUSE,
+                Capability.CANCEL,
+                Capability.MEMORY_LIMIT,
+                Capability.STREAM,
+                Capability.REQUIREMENTS,
+            }
         ),
     )

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType, ModuleType
 
-__all__ = ["find_entry", "load_module"]
+__all__ = ["add_packages", "find_entry", "load_module"]
 
 _DEFAULTS = ("main", "handle", "handler")
 
@@ -50,8 +50,29 @@ def _decode(data: bytes) -> str:
     return decode_source(data)
 
 
-def load_module(path: str, shown_as: str = "") -> ModuleType:
+def add_packages(directory: str) -> None:
+    """Let installed packages be found, before those that came with the interpreter.
+
+    What their `.pth` files ask for is done, as for any directory of packages.
+    """
+    import site
+
+    before = list(sys.path)
+    site.addsitedir(directory)
+    new = [path for path in sys.path if path not in before]
+    names = [os.path.basename(path) for path in before]
+    at = min(
+        (names.index(name) for name in ("site-packages", "dist-packages") if name in names),
+        default=len(before),
+    )
+    sys.path[:] = before[:at] + new + before[at:]
+
+
+def load_module(path: str, shown_as: str = "", root: str = "") -> ModuleType:
     """Import a file under a module name of its own, its directory first on the path.
+
+    With `root`, the directory of its bundle, that comes before its own. A file in a package of the
+    bundle is imported as a part of it, so that relative imports work.
 
     Raises: whatever the file's code raises.
     """
@@ -59,9 +80,10 @@ def load_module(path: str, shown_as: str = "") -> ModuleType:
 
     shown_as = shown_as or os.path.basename(path)
     directory = os.path.dirname(os.path.abspath(path))
-    if sys.path[:1] != [directory]:
-        sys.path.insert(0, directory)
-    name = _module_name(shown_as)
+    for place in (directory, root):
+        if place and sys.path[:1] != [place]:
+            sys.path.insert(0, place)
+    name = _name_in_package(path, root) or _module_name(shown_as)
     loader = _Loader(path, shown_as)
     spec = ModuleSpec(name, loader, origin=os.path.abspath(path))  # type: ignore[arg-type]
     spec.has_location = True
@@ -73,6 +95,22 @@ def load_module(path: str, shown_as: str = "") -> ModuleType:
         sys.modules.pop(name, None)
         raise
     return sys.modules.get(name, module)
+
+
+def _name_in_package(path: str, root: str) -> str:
+    """`package.module` for a file of a package below `root`, which is imported; else empty."""
+    if not root:
+        return ""
+    parts = os.path.relpath(os.path.splitext(path)[0], root).split(os.sep)
+    packages = [os.path.join(root, *parts[:end]) for end in range(1, len(parts))]
+    if not packages or not all(part.isidentifier() for part in parts):
+        return ""
+    if not all(os.path.exists(os.path.join(package, "__init__.py")) for package in packages):
+        return ""
+    from importlib import import_module
+
+    import_module(".".join(parts[:-1]))
+    return ".".join(parts)
 
 
 def _module_name(shown_as: str) -> str:

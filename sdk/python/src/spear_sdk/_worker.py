@@ -18,7 +18,7 @@ from spear_sdk._entry import Entry
 from spear_sdk._errors import FunctionError, LoadError, OutputError, TaskCancelledError
 from spear_sdk._execution import Execution
 from spear_sdk._hostcalls import Hostcalls
-from spear_sdk._load import find_entry, load_module
+from spear_sdk._load import add_packages, find_entry, load_module
 from spear_sdk._msgpack import pack, unpack
 from spear_sdk._output import encode_output
 from spear_sdk._report import error_of, traceback_of
@@ -50,6 +50,8 @@ class Worker:
         self._artifact = environ.get("SPEAR_ARTIFACT", "")
         self._path = environ["SPEAR_ARTIFACT_FILE"]
         self._shown_as = environ.get("SPEAR_ARTIFACT_FILENAME") or os.path.basename(self._path)
+        self._root = environ.get("SPEAR_ARTIFACT_ROOT", "")
+        self._packages = environ.get("SPEAR_SITE_PACKAGES", "")
         self._default_entry = environ.get("SPEAR_ENTRY", "")
         self._channel = WorkerChannel(connection, self._on_frame)
         self._hostcalls = Hostcalls(self._channel)
@@ -99,13 +101,15 @@ class Worker:
 
     def _load(self) -> None:
         try:
-            self._module = load_module(self._path, self._shown_as)
+            if self._packages:
+                add_packages(self._packages)
+            self._module = load_module(self._path, self._shown_as, self._root)
         except BaseException as exc:  # barrier: the guest's code, which may even call sys.exit
             message = f"{type(exc).__name__}: {exc}".removesuffix(": ")
             if isinstance(exc, ModuleNotFoundError):
                 message += (
-                    "; only the file itself comes here, other modules must be installed for "
-                    f"{sys.executable}"
+                    "; modules beside the file come here with a spear.toml, packages when they are "
+                    f"among its requirements or are installed for {sys.executable}"
                 )
             self._load_error = LoadError(f"{self._shown_as} cannot be loaded: {message}")
             self._load_traceback = traceback_of(exc)
