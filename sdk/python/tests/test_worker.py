@@ -610,8 +610,8 @@ def test_trio_that_is_not_installed_is_asked_for(start_node: Any) -> None:
     [
         (
             "import nowhere",
-            "ModuleNotFoundError: No module named 'nowhere'; modules beside the file come here with "
-            "a spear.toml, packages when they are among its requirements or are installed for "
+            "ModuleNotFoundError: No module named 'nowhere'; modules beside the file come here "
+            "with a spear.toml, packages when they are among its requirements or are installed for "
             f"{sys.executable}",
             "import nowhere",
         ),
