@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 from spear_core.api import Artifact, ExecutionRequest, Hostcalls
 
 from ._ffi import GuestStopError
 from ._slice import Meter
+
+if TYPE_CHECKING:
+    from ._streams import GuestStream
 
 MAX_LOG_ENTRIES = 2048
 """Entries kept between two time slices; the newest win (guest ABI, section 4)."""
@@ -35,14 +39,16 @@ class Execution:
     __slots__ = (
         "_hostcalls", "_partial", "artifact", "content_type", "input_position", "max_output",
         "meter", "output", "request", "started", "started_wall", "stderr_tail",
-        "stdio_is_payload", "written",
+        "stdio_is_payload", "stream", "written",
     )  # fmt: skip
 
     def __init__(
         self, request: ExecutionRequest, artifact: Artifact, hostcalls: Hostcalls, *,
-        max_output: int, stdio_is_payload: bool,
+        max_output: int, stdio_is_payload: bool, stream: GuestStream | None = None,
     ) -> None:  # fmt: skip
         self._hostcalls = hostcalls
+        self.stream = stream
+        """Where its input and output go piece by piece; None: it has its input whole."""
         self.request = request
         self.artifact = artifact
         self.max_output = max_output
@@ -96,6 +102,13 @@ class Execution:
             log(execution_id, message, level=level, source=source)
 
     @property
+    def input_left(self) -> int:
+        """Bytes of stdin that are there and not yet read."""
+        if self.stream is not None:
+            return self.stream.available
+        return len(self.request.payload) - self.input_position
+
+    @property
     def room(self) -> int:
         """Bytes that the output may still grow by."""
         return self.max_output - len(self.output)
@@ -115,6 +128,7 @@ class Execution:
             "attempt": str(request.attempt),
             "artifact": self.artifact.ref,
             "trace": request.trace,
+            "mode": "invoke" if self.stream is None else "stream",
         }
         return facts.get(name)
 

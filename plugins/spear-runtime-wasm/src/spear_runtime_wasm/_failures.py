@@ -51,6 +51,10 @@ def limit_info(exc: OutputLimitError | CpuLimitError) -> ErrorInfo:
     return ErrorInfo(code="resource_exhausted", kind=kind, message=f"stopped: {exc}")
 
 
+def input_info(exc: Exception) -> ErrorInfo:
+    return ErrorInfo(code="resource_exhausted", kind="input_limit", message=str(exc))
+
+
 def host_info(exc: Exception) -> ErrorInfo:
     message = f"a host function failed: {type(exc).__name__}: {one_line(str(exc))}"
     return ErrorInfo(code="internal", kind="host", message=message)

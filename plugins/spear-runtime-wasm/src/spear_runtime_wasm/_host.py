@@ -9,6 +9,7 @@ import threading
 
 from ._ffi import Engine, Linker, load_library, possible_slots
 from ._hostcalls import define_hostcalls
+from ._streams import define_streams
 from ._ticker import Ticker
 from ._wasi import define_wasi
 
@@ -27,6 +28,10 @@ class Host:
         self.linker = Linker(self.engine)
         define_wasi(self.linker)
         define_hostcalls(self.linker)
+        self.stream_linker = Linker(self.engine)
+        define_wasi(self.stream_linker)
+        define_hostcalls(self.stream_linker)
+        define_streams(self.stream_linker)
         self.ticker = Ticker(self.engine)
 
 

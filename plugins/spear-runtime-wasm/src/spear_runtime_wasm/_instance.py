@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 
+import attrs
 import trio
 
 from spear_core.api import (
     Artifact,
+    DuplexStream,
     ErrorInfo,
     ExecutionRequest,
     ExecutionResponse,
     ExecutionStatus,
     ExecutionUsage,
-    Instance,
     InstanceSpec,
     InstanceStatistics,
     IsolationLevel,
     Message,
     MessageKind,
     PluginContext,
+    StreamingInstance,
 )
 from spear_core.errors import InstanceError, InstanceStartError, SpearError
+from spear_core.rpc import FarEnd, open_local_stream
 from spear_core.rpc.codec import encode_head
 
 from . import _failures
@@ -30,6 +36,7 @@ from ._ffi import Guest, GuestLimits, GuestMemoryError, GuestTrapError
 from ._module import Entry, EntryError, LoadedModule
 from ._slice import CpuLimitError
 from ._store import Machine, ModuleStore
+from ._streams import GuestStream, TooMuchInputError, receive_all, send_all
 
 LEVEL = IsolationLevel.NAMESPACES
 """A guest has memory of its own with a limit, and no files, processes, network or system calls."""
@@ -37,7 +44,7 @@ U32 = 0xFFFF_FFFF
 EXECUTE = encode_head({"method": "execute"})
 
 
-class WasmInstance(Instance):
+class WasmInstance(StreamingInstance):
     """Runs executions one at a time.
 
     Each gets a new store, unless the artifact says `reuse` and the entry point allows it. A store
@@ -59,10 +66,12 @@ class WasmInstance(Instance):
         self._log = context.log
         self._limits = limits
         self._max_output = max_output
+        self._max_input = context.spearlet_config.execution.max_input_bytes
         self._args = tuple(text.encode() for text in (artifact.filename, *artifact.args))
         self._env = tuple((name.encode(), text.encode()) for name, text in artifact.env.items())
         self._guest: Guest | None = None
-        """What the next execution may reuse."""
+        """What the next execution may reuse, if it is of the same kind."""
+        self._guest_streams = False
         self._running: Guest | None = None
         self._entry: Entry | None = None
         self._executions = 0
@@ -97,20 +106,54 @@ class WasmInstance(Instance):
         return Message(MessageKind.RESPONSE, message.id, 0, b"", answer.payload)
 
     async def _execute(self, request: ExecutionRequest) -> ExecutionResponse:
-        artifact, module = self._artifact, self._module
         self._executions += 1
         try:
-            entry = module.entry(request.entry or artifact.entry)
+            entry = self._module.entry(request.entry or self._artifact.entry)
         except EntryError as exc:
-            error = ErrorInfo(
-                code="invalid_argument", kind="entry", message=f"{artifact.ref}: {exc}"
-            )
-            return ExecutionResponse.failed(error)
-        execution = Execution(
-            request, artifact, self._hostcalls, max_output=self._max_output,
-            stdio_is_payload=module.stdio_is_payload and not entry.is_function,
+            return self._no_entry(exc)
+        return await self._run(self._new_execution(request, entry), entry)
+
+    def _new_execution(
+        self, request: ExecutionRequest, entry: Entry, stream: GuestStream | None = None
+    ) -> Execution:
+        return Execution(
+            request, self._artifact, self._hostcalls, max_output=self._max_output, stream=stream,
+            stdio_is_payload=self._module.stdio_is_payload and not entry.is_function,
         )  # fmt: skip
-        return await self._run(execution, entry)
+
+    def _no_entry(self, exc: EntryError) -> ExecutionResponse:
+        message = f"{self._artifact.ref}: {exc}"
+        return ExecutionResponse.failed(
+            ErrorInfo(code="invalid_argument", kind="entry", message=message)
+        )
+
+    @asynccontextmanager
+    async def stream(
+        self, request: ExecutionRequest
+    ) -> AsyncGenerator[DuplexStream[ExecutionResponse]]:
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise InstanceError(f"{self.id} is closed")
+        async with open_local_stream(partial(self._execute_streamed, request)) as stream:
+            yield stream
+
+    async def _execute_streamed(self, request: ExecutionRequest, far: FarEnd) -> ExecutionResponse:
+        """The far end of a stream. A function guest gets its input whole and answers once."""
+        self._executions += 1
+        try:
+            entry = self._module.entry(request.entry or self._artifact.entry)
+        except EntryError as exc:
+            return self._no_entry(exc)
+        if not entry.is_function:
+            return await self._run(self._new_execution(request, entry, GuestStream(far)), entry)
+        try:
+            payload = await receive_all(far, self._max_input)
+        except TooMuchInputError as exc:
+            return ExecutionResponse.failed(_failures.input_info(exc))
+        whole = attrs.evolve(request, payload=payload)
+        response = await self._run(self._new_execution(whole, entry), entry)
+        await send_all(far, response.payload)
+        return attrs.evolve(response, payload=b"")
 
     async def check_health(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -144,6 +187,11 @@ class WasmInstance(Instance):
         or freed, it would leave something to be freed twice.
         """
         guest, self._guest = self._guest, None
+        streams = execution.stream is not None
+        if guest is not None and streams is not self._guest_streams:
+            guest.close()
+            guest = None
+        self._guest_streams = streams
         if guest is None:
             guest, self._entry = Guest(self._machine.engine, self._limits), None
         meter, output, error, keep = execution.meter, b"", None, False
@@ -188,7 +236,8 @@ class WasmInstance(Instance):
         if self._entry is None:
             if self._module.uses_wasi:
                 guest.set_wasi(self._args, self._env)
-            guest.begin_instantiate(self._module.pre)
+            streams = execution.stream is not None
+            guest.begin_instantiate(self._module.stream_pre if streams else self._module.pre)
             await run(guest, execution)
             guest.find_exports(entry.exports, memory=entry.memory)
             if entry.initialize >= 0:

@@ -49,6 +49,8 @@ class LoadedModule:
         """Raises EngineError for an image of another engine, UnsupportedArtifactError for a module
         that imports what is not there."""
         self._lib = host.engine.lib
+        self._stream_linker = host.stream_linker
+        self._stream_pre = 0
         self._module: CompiledModule | None = host.engine.load(image)
         try:
             imports = self._module.imports()
@@ -71,6 +73,14 @@ class LoadedModule:
         self.users = 0
         """Instances that hold on to it."""
 
+    @property
+    def stream_pre(self) -> int:
+        """What `pre` is for a streamed execution; made when the first one comes."""
+        if not self._stream_pre:
+            assert self._module is not None
+            self._stream_pre = self._stream_linker.link(self._module)
+        return self._stream_pre
+
     def entry(self, name: str) -> Entry:
         """The entry point of this name, empty for the default one. Raises EntryError."""
         entry = self._entries.get(name)
@@ -82,6 +92,8 @@ class LoadedModule:
     def close(self) -> None:
         if self._module is not None:
             self._lib.instance_pre_delete(self.pre)
+            if self._stream_pre:
+                self._lib.instance_pre_delete(self._stream_pre)
             self._module.close()
             self._module = None
 

@@ -35,21 +35,16 @@ _SUBSCRIPTION = struct.Struct("<QB7xI4xQQH6x")
 _EVENT = struct.Struct("<QHB5xQH6x")
 _CLOCK = 0
 
+Poll = tuple[list[tuple[float, bytes]], list[bytes]]
+"""Clocks, each with its seconds and its event, and the events of what is ready."""
+
 
 def fd_write(guest: Guest, fd: int, vectors: int, count: int, written: int) -> int:
     if fd not in (STDOUT, STDERR):
         return BADF
-    parts, room = [], MAX_WRITE
-    try:
-        for ptr, length in _vectors(guest, vectors, count):
-            parts.append(guest.read(ptr, min(length, room)))
-            room -= len(parts[-1])
-        data = b"".join(parts)
-        guest.write_u32(written & _U32, len(data))
-    except GuestMemoryError:
-        return FAULT
-    except ValueError:
-        return INVAL
+    data = gather(guest, vectors, count, written)
+    if isinstance(data, int):
+        return data
     execution: Execution = guest.host
     if fd == STDERR:
         execution.add_lines(data, "error", "stderr")
@@ -62,6 +57,22 @@ def fd_write(guest: Guest, fd: int, vectors: int, count: int, written: int) -> i
     return SUCCESS
 
 
+def gather(guest: Guest, vectors: int, count: int, written: int) -> bytes | int:
+    """What a write call is about, its length noted for the guest; or an error number."""
+    parts, room = [], MAX_WRITE
+    try:
+        for ptr, length in vectors_at(guest, vectors, count):
+            parts.append(guest.read(ptr, min(length, room)))
+            room -= len(parts[-1])
+        data = b"".join(parts)
+        guest.write_u32(written & _U32, len(data))
+    except GuestMemoryError:
+        return FAULT
+    except ValueError:
+        return INVAL
+    return data
+
+
 def fd_read(guest: Guest, fd: int, vectors: int, count: int, read: int) -> int:
     if fd != STDIN:
         return BADF
@@ -69,7 +80,7 @@ def fd_read(guest: Guest, fd: int, vectors: int, count: int, read: int) -> int:
     payload = execution.request.payload if execution.stdio_is_payload else b""
     start = position = execution.input_position
     try:
-        for ptr, length in _vectors(guest, vectors, count):
+        for ptr, length in vectors_at(guest, vectors, count):
             part = payload[position : position + length]
             guest.write(ptr, part)
             position += len(part)
@@ -98,6 +109,15 @@ def clock_time_get(guest: Guest, clock: int, precision: int, out: int) -> int:
 
 def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, stored: int) -> object:
     """Wait for the first of some clocks. stdin, stdout and stderr are always ready."""
+    asked = read_poll(guest, subscriptions, count)
+    return asked if isinstance(asked, int) else answer_poll(guest, asked, (events, stored))
+
+
+def read_poll(guest: Guest, subscriptions: int, count: int, *, stdin: bool = True) -> Poll | int:
+    """What a poll asks for: clocks, and the events of what is ready; or an error number.
+
+    :param stdin: whether that is ready; otherwise it is left out.
+    """
     if not 0 < count <= MAX_SUBSCRIPTIONS:
         return INVAL
     execution: Execution = guest.host
@@ -110,11 +130,16 @@ def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, store
         if tag == _CLOCK:
             now = _clock(execution, what) if flags & ABSOLUTE else 0
             clocks.append((max(0, timeout - now) / 1e9, _EVENT.pack(userdata, SUCCESS, tag, 0, 0)))
-        else:
+        elif what != STDIN or stdin:
             errno = SUCCESS if what in (STDIN, STDOUT, STDERR) else BADF
-            left = len(execution.request.payload) - execution.input_position
-            room = left if what == STDIN else 1 << 16
+            room = execution.input_left if what == STDIN else 1 << 16
             ready.append(_EVENT.pack(userdata, errno, tag, room, 0))
+    return clocks, ready
+
+
+def answer_poll(guest: Guest, asked: Poll, where: tuple[int, int]) -> object:
+    """Store what is ready; if nothing is, the first of the clocks once it is due."""
+    clocks, ready = asked
     if ready:
         clocks = [(seconds, event) for seconds, event in clocks if not seconds]
     else:
@@ -122,23 +147,23 @@ def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, store
         clocks = [(seconds, event) for seconds, event in clocks if seconds <= first]
         if first > 0:
             data = b"".join(event for _, event in clocks)
-            return partial(_sleep_then_store, guest, first, (events & _U32, stored & _U32), data)
-    ready += [event for _, event in clocks]
-    return _store(guest, (events & _U32, stored & _U32), b"".join(ready))
+            return partial(_sleep_then_store, guest, first, where, data)
+    return store_poll(guest, where, b"".join([*ready, *(event for _, event in clocks)]))
 
 
 async def _sleep_then_store(
     guest: Guest, seconds: float, where: tuple[int, int], data: bytes
 ) -> int:
     await trio.sleep(seconds)
-    return _store(guest, where, data)
+    return store_poll(guest, where, data)
 
 
-def _store(guest: Guest, where: tuple[int, int], data: bytes) -> int:
+def store_poll(guest: Guest, where: tuple[int, int], data: bytes) -> int:
+    """Give the guest these events."""
     events, stored = where
     try:
-        guest.write(events, data)
-        guest.write_u32(stored, len(data) // _EVENT.size)
+        guest.write(events & _U32, data)
+        guest.write_u32(stored & _U32, len(data) // _EVENT.size)
     except GuestMemoryError:
         return FAULT
     return SUCCESS
@@ -152,7 +177,7 @@ def _clock(execution: Execution, clock: int) -> int:
     return int(execution.meter.used * 1e9)
 
 
-def _vectors(guest: Guest, ptr: int, count: int) -> list[tuple[int, int]]:
+def vectors_at(guest: Guest, ptr: int, count: int) -> list[tuple[int, int]]:
     """The (pointer, length) pairs at `ptr`. Raises ValueError for too many."""
     if not 0 <= count <= MAX_VECTORS:
         raise ValueError(count)

@@ -41,6 +41,13 @@ def spear_runtimes() -> Iterable[RuntimeSpec[Any]]:
             config_cls=WasmConfig,
             recognise=recognise,
             transports=("memory",),
-            capabilities=frozenset({Capability.REUSE, Capability.CANCEL, Capability.MEMORY_LIMIT}),
+            capabilities=frozenset(
+                {
+                    Capability.REUSE,
+                    Capability.CANCEL,
+                    Capability.MEMORY_LIMIT,
+                    Capability.STREAM,
+                }
+            ),
         )
     ]
