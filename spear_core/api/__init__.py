@@ -41,7 +41,12 @@ from spear_core.api._execution import (
     ExecutionUsage,
 )
 from spear_core.api._front_door import FrontDoorContext, FrontDoorSpec
-from spear_core.api._hostcall import HostcallContext, HostcallProvider, HostcallSpec
+from spear_core.api._hostcall import (
+    FunctionCalls,
+    HostcallContext,
+    HostcallProvider,
+    HostcallSpec,
+)
 from spear_core.api._metrics import ArtifactMetrics, ExecutionMetrics, Histogram, NodeMetrics
 from spear_core.api._node import (
     ArtifactDetails,
@@ -81,6 +86,7 @@ from spear_core.api._runtime import (
 from spear_core.api._scheduler import NodeSnapshot, Scheduler, SchedulerSpec, TaskRequirements
 from spear_core.api._store import ObjectPage, ObjectStat, ObjectStore, ObjectStoreSpec
 from spear_core.api._stream import MAX_CHUNK, DuplexStream
+from spear_core.api._tracing import SpanKind, Tracer, TracerSpec, TraceSpan
 
 API_VERSION = 1
 """The version of every spec that this host speaks."""
@@ -115,6 +121,7 @@ __all__ = [
     "Fingerprint",
     "FrontDoorContext",
     "FrontDoorSpec",
+    "FunctionCalls",
     "Health",
     "Histogram",
     "HostcallContext",

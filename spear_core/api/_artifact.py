@@ -21,6 +21,9 @@ __all__ = [
 ]
 
 
+SELECTION_POLICIES = ("least_outstanding", "round_robin", "weighted")
+"""Names of the ways in which a pool picks an instance."""
+
 _optional_positive = validators.optional(validators.gt(0))
 _optional_not_negative = validators.optional(validators.ge(0))
 
@@ -105,8 +108,17 @@ class PoolSettings:
     max_executions_per_instance: int | None = attrs.field(
         default=None, validator=_optional_not_negative
     )
-    selection: str | None = None
+    selection: str | None = attrs.field(
+        default=None, validator=validators.optional(validators.in_(SELECTION_POLICIES))
+    )
     """A policy's name: ``least_outstanding``, ``round_robin`` or ``weighted``."""
+
+    def __attrs_post_init__(self) -> None:
+        least, most = self.min_instances, self.max_instances
+        if least is not None and most is not None and least > most:
+            raise ValueError(
+                f"min_instances: {least} are more than max_instances, which is {most}"
+            )
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 import attrs
 from attrs import validators
 
+from spear_core.api._artifact import SELECTION_POLICIES
+
 __all__ = [
     "ArtifactConfig",
     "ExecutionConfig",
@@ -35,12 +37,12 @@ class ExecutionConfig:
     """Tasks of one caller that run at once; 0: as many as the node allows."""
     max_queued_per_caller: int = attrs.field(default=0, validator=_not_negative)
     """Tasks of one caller that may wait; 0: as many as the node allows."""
-    max_rate_per_caller: float = attrs.field(default=0.0, validator=_not_negative)
+    max_rate_per_caller: float = attrs.field(default=0.0, validator=validators.ge(0))
     """Tasks that one caller may submit per second, on average; 0: any number."""
     ageing_ms: int = attrs.field(default=10_000, validator=_not_negative)
     """After so long at the head of its artifact's queue, a task's priority is one higher; 0:
     never."""
-    cpu: float = attrs.field(default=0.0, validator=_not_negative)
+    cpu: float = attrs.field(default=0.0, validator=validators.ge(0))
     """Cores that tasks may reserve; 0: what the machine or the node's control group has."""
     memory_bytes: int = attrs.field(default=0, validator=_not_negative)
     """Memory that tasks may reserve; 0: likewise."""
@@ -51,6 +53,8 @@ class ExecutionConfig:
     never."""
     circuit_open_ms: int = attrs.field(default=5_000, validator=_positive)
     """For how long, before one execution is let through to see."""
+    max_call_depth: int = attrs.field(default=16, validator=_positive)
+    """Tasks that may be nested: a function that calls one that calls one is three deep."""
     task_timeout_ms: int = attrs.field(default=300_000, validator=_positive)
     max_input_bytes: int = attrs.field(default=64 << 20, validator=_positive)
     max_output_bytes: int = attrs.field(default=64 << 20, validator=_positive)
@@ -64,13 +68,28 @@ class ExecutionConfig:
 class PoolConfig:
     """``[pool]``: the instances kept for one artifact."""
 
+    min_instances: int = attrs.field(default=0, validator=_not_negative)
+    """Instances kept warm of each artifact that has reusable ones, of its latest version."""
     max_instances: int = attrs.field(default=8, validator=_positive)
     """Reusable instances of one artifact at the same time."""
     idle_timeout_ms: int = attrs.field(default=300_000, validator=_positive)
     health_check_interval_ms: int = attrs.field(default=30_000, validator=_positive)
+    health_check_timeout_ms: int = attrs.field(default=5_000, validator=_positive)
+    """How long an idle instance may take to say that it is well."""
     max_executions_per_instance: int = attrs.field(default=0, validator=_not_negative)
     """Retire an instance after so many executions; 0 means never."""
     start_timeout_ms: int = attrs.field(default=60_000, validator=_positive)
+    selection: str = attrs.field(
+        default="least_outstanding", validator=validators.in_(SELECTION_POLICIES)
+    )
+    """Which instance with room takes the next execution."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.min_instances > self.max_instances:
+            raise ValueError(
+                f"min_instances: {self.min_instances} are more than max_instances, "
+                f"which is {self.max_instances}"
+            )
 
 
 @attrs.frozen(kw_only=True)

@@ -9,11 +9,47 @@ from typing import Generic, TypeVar
 
 import attrs
 
+from spear_core.api._node import InvokeRequest, TaskInfo
 from spear_core.api._plugin import PluginContext
 
-__all__ = ["HostcallContext", "HostcallProvider", "HostcallSpec"]
+__all__ = ["FunctionCalls", "HostcallContext", "HostcallProvider", "HostcallSpec"]
 
 C = TypeVar("C")
+
+
+class FunctionCalls(ABC):
+    """Other functions, for one running task: what it starts is its child.
+
+    A child is cancelled when its parent ends, and has no more time than its parent has left,
+    unless the request says ``detached``. It inherits the trace and the caller. ``mode`` and
+    ``parent_task_id`` of a request are not looked at.
+    """
+
+    @abstractmethod
+    async def invoke(self, request: InvokeRequest) -> TaskInfo:
+        """Run a function and wait for its end; meanwhile the parent holds no slot.
+
+        A child that fails, times out or is cancelled is an answer. **Raises** as
+        :meth:`NodeApi.invoke`, and :exc:`~spear_core.errors.ResourceExhaustedError`, not
+        retryable, when calls are nested too deep. **Cancellation**: cancels the child, unless it
+        is detached.
+        """
+
+    @abstractmethod
+    async def start(self, request: InvokeRequest) -> TaskInfo:
+        """Have a function run and come back when its task is queued. **Raises** likewise."""
+
+    @abstractmethod
+    async def wait(self, task_id: str) -> TaskInfo:
+        """Wait for the end of a child; meanwhile the parent holds no slot.
+
+        **Raises** :exc:`~spear_core.errors.TaskNotFoundError`, also for a task that this one did
+        not start. **Cancellation**: leaves the child alone.
+        """
+
+    @abstractmethod
+    async def cancel(self, task_id: str, *, reason: str = "") -> TaskInfo:
+        """Cancel a child and wait until nothing of it runs. **Raises** as :meth:`wait`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -24,6 +60,8 @@ class HostcallContext:
     task_id: str
     artifact: str
     """``name@version``."""
+    functions: FunctionCalls | None = None
+    """Other functions, called in its name; always there in a node."""
 
 
 class HostcallProvider(ABC):

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from spear_core import hookimpl
-from spear_core.api import FrontDoorSpec, ObjectStoreSpec, SchedulerSpec, TransportSpec
+from spear_core.api import (
+    FrontDoorSpec,
+    HostcallSpec,
+    ObjectStoreSpec,
+    SchedulerSpec,
+    TransportSpec,
+)
+from spear_core.builtins.functions import NAMES, FunctionsConfig, open_functions
 from spear_core.builtins.local_first import LocalFirst, LocalFirstConfig
 from spear_core.builtins.local_socket import LocalSocketConfig, connect, open_local_socket
 from spear_core.builtins.memory_store import MemoryStoreConfig, open_memory_store
@@ -28,6 +35,11 @@ def spear_schedulers() -> Iterable[SchedulerSpec[Any]]:
 @hookimpl
 def spear_transports() -> Iterable[TransportSpec[Any]]:
     yield TransportSpec(name="memory", open=open_memory_transport, config_cls=MemoryTransportConfig)
+
+
+@hookimpl
+def spear_hostcalls() -> Iterable[HostcallSpec[Any]]:
+    yield HostcallSpec(names=NAMES, open=open_functions, config_cls=FunctionsConfig)
 
 
 @hookimpl

@@ -57,6 +57,14 @@ class _Deployment:
     pool: InstancePool
 
 
+@attrs.define(eq=False)
+class _HeldSlot:
+    """The slot of a task that runs, and for how many calls of others it waits."""
+
+    slot: Slot
+    pauses: int = 0
+
+
 _Key = tuple[str, int]
 
 
@@ -91,6 +99,7 @@ class Executor:
         self._deployments: dict[_Key, _Deployment] = {}
         self._preparing: dict[_Key, trio.Lock] = {}
         self._single_use: dict[str, PooledInstance] = {}
+        self._held: dict[str, _HeldSlot] = {}
         self._numbers = itertools.count(1)
 
     def admit(self, artifact: Artifact) -> None:
@@ -121,6 +130,7 @@ class Executor:
         **Cancellation**: the task ends as cancelled, and nothing of it runs.
         """
         slot = Slot(self.slots)
+        self._held[task.id] = _HeldSlot(slot)
         try:
             with task.scope:
                 try:
@@ -131,12 +141,34 @@ class Executor:
         except Exception as error:  # barrier: one task
             self._finish_with_error(task, as_spear_error(error, f"task {task.id}", self._log))
         finally:
+            del self._held[task.id]
             if not task.state.is_final:
                 self._finish_stopped(task)
             self.slots.leave()
             self._artifacts.unuse(task.artifact)
             self._count(task)
             self._tasks.retire(task)
+
+    @asynccontextmanager
+    async def paused(self, task: Task) -> AsyncIterator[None]:
+        """Leave the task's slot to others while the block lasts: it waits for another task.
+
+        Several such waits of one task may overlap; the last to end takes the slot again, so a task
+        that only waits can't keep those it waits for from running. **Cancellation**: no slot is
+        taken.
+        """
+        held = self._held.get(task.id)
+        if held is None:  # it ends just now
+            yield
+            return
+        held.pauses += 1
+        held.slot.leave()
+        try:
+            yield
+        finally:
+            held.pauses -= 1
+            if not held.pauses:
+                await held.slot.take()
 
     def _count(self, task: Task) -> None:
         result = task.result

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from logging import Logger
 
-from spear_core.api import HostcallContext, HostcallProvider, Hostcalls
+from spear_core.api import FunctionCalls, HostcallContext, HostcallProvider, Hostcalls
 from spear_core.errors import InvalidRequestError, SpearError
 from spear_core.node._failures import as_spear_error
 from spear_core.node._secrets import Secrets
 from spear_core.node._services import Services
-from spear_core.node._tasks import TaskTable
+from spear_core.node._tasks import Task, TaskTable
 from spear_core.plugins import Plugins
 
 __all__ = ["NodeHostcalls"]
@@ -34,6 +35,11 @@ class NodeHostcalls(Hostcalls):
         self._tasks = tasks
         self._log = log
         self._secrets = secrets or Secrets({}, warn=log.warning)
+        self._functions: Callable[[Task], FunctionCalls] | None = None
+
+    def attach(self, functions: Callable[[Task], FunctionCalls]) -> None:
+        """Complete the circle: what a task may do with others takes the node that has these."""
+        self._functions = functions
 
     def log(
         self, execution_id: str, message: str, *, level: str = "info", source: str = "guest"
@@ -55,7 +61,10 @@ class NodeHostcalls(Hostcalls):
         provider = await self._services.open("hostcalls", key, owned.plugin_name, owned.spec)
         assert isinstance(provider, HostcallProvider)
         caller = HostcallContext(
-            execution_id=execution_id, task_id=task.id, artifact=task.artifact.ref
+            execution_id=execution_id,
+            task_id=task.id,
+            artifact=task.artifact.ref,
+            functions=self._functions(task) if self._functions is not None else None,
         )
         try:
             return await provider.call(caller, name, payload)

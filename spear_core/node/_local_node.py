@@ -36,6 +36,7 @@ from spear_core.api import (
 from spear_core.errors import (
     InvalidRequestError,
     NodeStoppingError,
+    ResourceExhaustedError,
     TaskNotFoundError,
     UnsupportedModeError,
 )
@@ -147,10 +148,22 @@ class LocalNode(NodeApi):
         self._services.declared_runtime(artifact.runtime)
         deadline = trio.current_time() + self._timeout_s(request, artifact)
         parent = self._tasks.parent(request)
+        if parent is not None:
+            self._check_depth(parent)
         if parent is not None and not request.detached:
             deadline = min(deadline, parent.scope.deadline)
         self._executor.admit(artifact)
         return self._tasks.add(artifact, request, entry=entry, deadline=deadline)
+
+    def _check_depth(self, parent: Task) -> None:
+        most = self._config.execution.max_call_depth
+        if parent.depth >= most:
+            raise ResourceExhaustedError(
+                f"calls are nested too deep: task {parent.id} of {parent.function} is already"
+                f" {parent.depth} deep, and {most} is the most (execution.max_call_depth); does a"
+                " function call itself for ever?",
+                retryable=False,
+            )
 
     def _check_sizes(self, request: InvokeRequest) -> None:
         most = self._config.execution.max_input_bytes

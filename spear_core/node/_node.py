@@ -20,6 +20,7 @@ from spear_core.node._background import open_background
 from spear_core.node._channels import NodeChannels
 from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor, open_executor
+from spear_core.node._function_calls import TaskCalls
 from spear_core.node._hostcalls import NodeHostcalls
 from spear_core.node._local_node import LocalNode, NodeIdentity
 from spear_core.node._secrets import Secrets
@@ -137,8 +138,9 @@ async def open_node(
             report=artifacts.report,
         )
         services = Services(plugins, settings, maker, background=background, log=log)
+        hostcalls = NodeHostcalls(services, plugins, tasks, log=log, secrets=secrets)
         services.attach(
-            NodeHostcalls(services, plugins, tasks, log=log, secrets=secrets),
+            hostcalls,
             NodeChannels(services, plugins, node_id=node_id, log=log),
         )
         executor = await stack.enter_async_context(
@@ -160,6 +162,7 @@ async def open_node(
             deployer=deployer,
             config=config,
         )
+        hostcalls.attach(lambda task: TaskCalls(task, local, tasks, executor))
         urls = []
         if serve:
             for owned in plugins.front_doors.values():

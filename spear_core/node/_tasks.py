@@ -72,6 +72,8 @@ class Task:
     context: Mapping[str, str] = attrs.field(factory=dict)
     parent_task_id: str = ""
     detached: bool = False
+    depth: int = 1
+    """How many tasks deep it is, itself and all above it counted, detached or not."""
     work: Work = _execute
     """A stream puts its own here, between :meth:`TaskTable.add` and the start."""
     children: list[Task] | None = None
@@ -177,6 +179,8 @@ class TaskTable:
         )
         self._tasks[task_id] = task
         self._by_execution[task.execution_id] = task
+        if task.parent_task_id:
+            task.depth = self._tasks[task.parent_task_id].depth + 1
         if task.parent_task_id and not task.detached:
             parent = self._tasks[task.parent_task_id]
             if parent.children is None:
