@@ -7,11 +7,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from spear_core import hookimpl
-from spear_core.api import FrontDoorContext, FrontDoorSpec, NodeApi
+from spear_core.api import (
+    FrontDoorContext,
+    FrontDoorSpec,
+    NodeApi,
+    PluginContext,
+    Transport,
+    TransportSpec,
+)
 
-from ._config import DoorConfig
+from ._config import ChannelConfig, DoorConfig
 
-__all__ = ["connect", "open_door", "spear_front_doors"]
+__all__ = ["connect", "open_door", "open_transport", "spear_front_doors", "spear_transports"]
 
 
 @asynccontextmanager
@@ -32,6 +39,17 @@ async def connect(url: str) -> AsyncIterator[NodeApi]:
         yield node
 
 
+@asynccontextmanager
+async def open_transport(
+    context: PluginContext, config: ChannelConfig
+) -> AsyncIterator[Transport]:
+    """The transport ``grpc``."""
+    from ._transport import open_grpc_transport
+
+    async with open_grpc_transport(context, config) as transport:
+        yield transport
+
+
 @hookimpl
 def spear_front_doors() -> Iterable[FrontDoorSpec[Any]]:
     """Declare ``grpc``."""
@@ -44,3 +62,9 @@ def spear_front_doors() -> Iterable[FrontDoorSpec[Any]]:
             config_cls=DoorConfig,
         )
     ]
+
+
+@hookimpl
+def spear_transports() -> Iterable[TransportSpec[Any]]:
+    """Declare ``grpc``."""
+    return [TransportSpec(name="grpc", open=open_transport, config_cls=ChannelConfig)]

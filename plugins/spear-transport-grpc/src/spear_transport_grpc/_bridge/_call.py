@@ -77,10 +77,21 @@ class ServerCall:
 
         **Cancellation**: it was sent or not, never in part.
         """
-        first = () if self._began else (cygrpc.SendInitialMetadataOperation((), NO_FLAGS),)
-        if not await self._messages.send(data, first):
+        if not await self.offer(data):
             await trio.sleep_forever()  # the call is over, and our scope is about to be cancelled
-        self._began = True
+
+    async def offer(self, data: bytes) -> bool:
+        """:meth:`send` for a task that is not the handler's; false when the call is over."""
+        first = () if self._began else (cygrpc.SendInitialMetadataOperation((), NO_FLAGS),)
+        sent = await self._messages.send(data, first)
+        self._began = self._began or sent
+        return sent
+
+    def accept(self) -> None:
+        """Tell the client that the call is taken, before there is a message for it."""
+        if not self._began:
+            self._began = True
+            self._start((cygrpc.SendInitialMetadataOperation((), NO_FLAGS),), _nothing)
 
     async def finish(self, error: RpcError | None, answer: bytes | None = None) -> None:
         """End the call, with the only answer of a unary one."""

@@ -39,6 +39,7 @@ class ClientCall:
         self._call: Any = None
         self._status: Any = None
         self._ended = trio.Event()
+        self._accepted = trio.Event()
         self._eof_sent = False
 
     def begin(self, method: str, metadata: Metadata) -> None:
@@ -48,7 +49,7 @@ class ClientCall:
             cygrpc.ReceiveStatusOnClientOperation(NO_FLAGS),
         )
         head = (cygrpc.ReceiveInitialMetadataOperation(NO_FLAGS),)
-        self._call = self._channel.start(method, ((operations, self._on_status), (head, _nothing)))
+        self._call = self._channel.start(method, ((operations, self._on_status), (head, self._on_accepted)))
 
     @property
     def ended(self) -> bool:
@@ -103,6 +104,15 @@ class ClientCall:
 
     def _operate(self, operations: tuple[Any, ...], done: Callable[[Event], None]) -> bool:
         return not self.ended and self._channel.operate(self._call, operations, done)
+
+    async def wait_accepted(self) -> None:
+        """Wait until the server has taken the call. **Raises** :exc:`RpcError` when it has not."""
+        await self._accepted.wait()
+        if self.ended:
+            await self.wait_status()
+
+    def _on_accepted(self, event: Event) -> None:
+        self._accepted.set()
 
     def _on_status(self, event: Event) -> None:
         self._status = event.batch_operations[-1]
