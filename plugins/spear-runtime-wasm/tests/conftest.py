@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,15 @@ class Guests:
         return ExecutionRequest(**{**values, **fields})
 
     def open(self, code: str | bytes, **fields: Any) -> AbstractAsyncContextManager[Instance]:
-        return self.open_artifact(self.make_artifact(code, **fields))
+        secrets = fields.pop("values_of_secrets", None)
+        return self.open_artifact(self.make_artifact(code, **fields), secrets=secrets)
 
-    def open_artifact(self, artifact: Artifact) -> AbstractAsyncContextManager[Instance]:
+    def open_artifact(
+        self, artifact: Artifact, *, secrets: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[Instance]:
         name = RuntimeInstanceId(runtime_type="wasm", instance_id="i1")
-        return self.runtime.open_instance(InstanceSpec(id=name, artifact=artifact))
+        spec = InstanceSpec(id=name, artifact=artifact, secrets=secrets or {})
+        return self.runtime.open_instance(spec)
 
 
 @pytest.fixture

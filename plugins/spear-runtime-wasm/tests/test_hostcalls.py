@@ -58,7 +58,7 @@ class Answer:
 
 async def ask(guests: Any, call: str, payload: bytes = b"", **fields: Any) -> Answer:
     spec = {name: fields.pop(name) for name in ("text", "capacity") if name in fields}
-    artifact = {name: fields.pop(name) for name in ("env",) if name in fields}
+    artifact = {name: fields.pop(name) for name in ("env", "values_of_secrets") if name in fields}
     async with guests.open(probe(call, **spec), **artifact) as instance:
         response = await instance.execute(guests.request(payload, **fields))
     assert response.error is None, response.error
@@ -190,12 +190,14 @@ async def test_a_content_type_with_control_characters_is_refused(guests: Any) ->
         ("artifact", "guest@1"),
         ("trace", "00-abc-def-01"),
         ("env.COLOUR", "green"),
+        ("env.KEY", "hidden"),
     ],
 )
 async def test_context(guests: Any, name: str, value: str) -> None:
     answer = await ask(
         guests, f"(call $context_get {args(TEXT, len(name), BUFFER, CELL)})",
         text=name.encode(), capacity=64, attempt=3, trace="00-abc-def-01", env={"COLOUR": "green"},
+        values_of_secrets={"KEY": "hidden"},
     )  # fmt: skip
     assert (answer.number, answer.buffer) == (len(value), value.encode())
 

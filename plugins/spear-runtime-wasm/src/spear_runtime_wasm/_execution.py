@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from spear_core.api import Artifact, ExecutionRequest, Hostcalls
@@ -37,16 +38,18 @@ class Execution:
     """The state behind the host functions of one execution. Only that guest's calls touch it."""
 
     __slots__ = (
-        "_hostcalls", "_partial", "artifact", "content_type", "input_position", "max_output",
-        "meter", "output", "request", "started", "started_wall", "stderr_tail",
+        "_environment", "_hostcalls", "_partial", "artifact", "content_type", "input_position",
+        "max_output", "meter", "output", "request", "started", "started_wall", "stderr_tail",
         "stdio_is_payload", "stream", "written",
     )  # fmt: skip
 
     def __init__(
         self, request: ExecutionRequest, artifact: Artifact, hostcalls: Hostcalls, *,
         max_output: int, stdio_is_payload: bool, stream: GuestStream | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self._hostcalls = hostcalls
+        self._environment = artifact.env if environment is None else environment
         self.stream = stream
         """Where its input and output go piece by piece; None: it has its input whole."""
         self.request = request
@@ -121,7 +124,7 @@ class Execution:
                 return None
             return str(int((self.started_wall + request.deadline_s) * 1000))
         if name.startswith("env."):
-            return self.artifact.env.get(name[4:])
+            return self._environment.get(name[4:])
         facts = {
             "execution_id": request.execution_id,
             "task_id": request.task_id,

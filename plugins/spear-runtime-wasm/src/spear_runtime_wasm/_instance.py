@@ -68,7 +68,10 @@ class WasmInstance(StreamingInstance):
         self._max_output = max_output
         self._max_input = context.spearlet_config.execution.max_input_bytes
         self._args = tuple(text.encode() for text in (artifact.filename, *artifact.args))
-        self._env = tuple((name.encode(), text.encode()) for name, text in artifact.env.items())
+        self._environment = {**artifact.env, **spec.secrets}
+        self._env = tuple(
+            (name.encode(), text.encode()) for name, text in self._environment.items()
+        )
         self._guest: Guest | None = None
         """What the next execution may reuse, if it is of the same kind."""
         self._guest_streams = False
@@ -119,6 +122,7 @@ class WasmInstance(StreamingInstance):
         return Execution(
             request, self._artifact, self._hostcalls, max_output=self._max_output, stream=stream,
             stdio_is_payload=self._module.stdio_is_payload and not entry.is_function,
+            environment=self._environment,
         )  # fmt: skip
 
     def _no_entry(self, exc: EntryError) -> ExecutionResponse:
