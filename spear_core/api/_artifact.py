@@ -116,9 +116,7 @@ class PoolSettings:
     def __attrs_post_init__(self) -> None:
         least, most = self.min_instances, self.max_instances
         if least is not None and most is not None and least > most:
-            raise ValueError(
-                f"min_instances: {least} are more than max_instances, which is {most}"
-            )
+            raise ValueError(f"min_instances: {least} are more than max_instances, which is {most}")
 
 
 @attrs.frozen(kw_only=True)

@@ -278,6 +278,12 @@ class InstanceInfo:
     pid: int | None
     cpu_seconds: float | None
     memory_bytes: int | None
+    outstanding: int = 0
+    """Executions it has at the moment."""
+    concurrency: int = 1
+    """Executions that it may have at the same time."""
+    idle_s: float | None = None
+    """For how long it has been kept warm without work; ``None``: it is not idle."""
 
 
 @attrs.frozen(kw_only=True)

@@ -102,7 +102,8 @@ class InstanceStatistics:
 
 
 class Instance(ABC):
-    """A live environment that executes tasks of one artifact, one at a time."""
+    """A live environment that executes tasks of one artifact, one at a time; or several, up to
+    ``Artifact.concurrency``, if its runtime has ``Capability.CONCURRENCY``."""
 
     id: RuntimeInstanceId
 
@@ -110,7 +111,8 @@ class Instance(ABC):
     async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
         """Run one execution to its end.
 
-        The caller never starts a second one before the first has ended. A failure of the guest's
+        The caller never starts a second one before the first has ended, unless the artifact's
+        ``concurrency`` lets it. A failure of the guest's
         own code (exception, trap, exit code, a limit it hit) is a response with
         ``ExecutionStatus.FAILED`` and leaves the instance fit for the next execution, unless
         :meth:`wait_failed` returns.
@@ -120,7 +122,9 @@ class Instance(ABC):
         retires it and no further call is made.
 
         **Cancellation**: stops the guest, whatever it does; when ``Cancelled`` comes out, nothing
-        of this execution still runs. The pool retires the instance.
+        of this execution still runs; others on this instance go on, or raise ``InstanceError``
+        where the guest can be stopped only with its instance. The pool retires the instance unless
+        it is :meth:`fit`.
         """
 
     @abstractmethod
@@ -142,6 +146,15 @@ class Instance(ABC):
     @abstractmethod
     def statistics(self) -> InstanceStatistics:
         """What the instance has used so far. Cheap; never blocks."""
+
+    def fit(self) -> bool:
+        """Whether it can go on with its other executions and take more, just after one of them was
+        cancelled or raised.
+
+        Asked only of an instance that may have several at the same time. Cheap; never blocks. The
+        default, ``False``, has the pool end it once its other executions have ended.
+        """
+        return False
 
 
 class StreamingInstance(Instance):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from logging import Logger
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 import trio
 
 from spear_core.api import (
     Artifact,
+    Capability,
     ErrorInfo,
     ExecutionRequest,
     ExecutionResponse,
@@ -24,6 +25,7 @@ from spear_core.api import (
     InstanceState,
     Runtime,
     RuntimeInstanceId,
+    RuntimeSpec,
     SpearletConfig,
     TaskResult,
     TaskState,
@@ -37,6 +39,7 @@ from spear_core.node._pool import InstancePool, PooledInstance, describe_instanc
 from spear_core.node._secrets import Secrets
 from spear_core.node._slots import Slot, Slots
 from spear_core.node._tasks import Task, TaskTable
+from spear_core.plugins import Owned
 
 __all__ = ["Executor", "RuntimeSource", "open_executor"]
 
@@ -46,6 +49,9 @@ class RuntimeSource(Protocol):
 
     async def runtime(self, name: str) -> Runtime:
         """The open runtime of this name. :raises RuntimeFault: it cannot be had."""
+
+    def declared_runtime(self, name: str) -> Owned[RuntimeSpec[Any]]:
+        """Its declaration. :raises RuntimeNotFoundError: no plugin has it."""
 
 
 @attrs.define(eq=False)
@@ -98,6 +104,7 @@ class Executor:
         self.recorder = ExecutionRecorder(histograms=config.execution.enable_metrics)
         self._deployments: dict[_Key, _Deployment] = {}
         self._preparing: dict[_Key, trio.Lock] = {}
+        self._warm: frozenset[_Key] = frozenset()
         self._single_use: dict[str, PooledInstance] = {}
         self._held: dict[str, _HeldSlot] = {}
         self._numbers = itertools.count(1)
@@ -257,7 +264,7 @@ class Executor:
         """Show an instance that serves this execution only in listings."""
         key = spec.id.instance_id
         self._single_use[key] = PooledInstance(
-            spec, instance=instance, state=InstanceState.RUNNING, executions=1
+            spec, instance=instance, state=InstanceState.RUNNING, executions=1, outstanding=1
         )
         try:
             yield
@@ -269,7 +276,7 @@ class Executor:
         started = time.perf_counter()
         self.recorder.started(task.artifact, queue_s=started - task.waiting_since, cold=cold)
         try:
-            response = await task.work(
+            response = await task.execute(
                 instance,
                 ExecutionRequest(
                     execution_id=task.execution_id,
@@ -323,20 +330,54 @@ class Executor:
                 runtime = await self._runtimes.runtime(artifact.runtime)
                 await self._artifacts.verify(artifact)
                 await runtime.prepare(artifact)
-                self._deployments[key] = _Deployment(
-                    artifact=artifact,
-                    runtime=runtime,
-                    pool=InstancePool(
-                        artifact,
-                        runtime,
-                        self._config.pool,
-                        background=self._background,
-                        new_id=lambda: self._new_id(artifact.runtime),
-                        log=self._log,
-                        make_spec=self._secrets.instance_spec,
-                    ),
-                )
+                pool = self._new_pool(artifact, runtime)
+                self._deployments[key] = _Deployment(artifact=artifact, runtime=runtime, pool=pool)
+                pool.keep_warm(key in self._warm)
         return self._deployments[key]
+
+    def _new_pool(self, artifact: Artifact, runtime: Runtime) -> InstancePool:
+        spec = self._runtimes.declared_runtime(artifact.runtime).spec
+        capable = Capability.CONCURRENCY in spec.capabilities
+        return InstancePool(
+            artifact,
+            runtime,
+            self._config.pool,
+            background=self._background,
+            new_id=lambda: self._new_id(artifact.runtime),
+            log=self._log,
+            make_spec=self._secrets.instance_spec,
+            concurrency=artifact.concurrency if capable else 1,
+        )
+
+    def keep_warm(self, artifacts: Sequence[Artifact]) -> None:
+        """Keep ``min_instances`` of these artifacts from now on, and of no others."""
+        wanted = {(a.name, a.version): a for a in artifacts if a.reuse}
+        self._warm = frozenset(wanted)
+        for key, deployment in self._deployments.items():
+            deployment.pool.keep_warm(key in wanted)
+        for key, artifact in wanted.items():
+            least = artifact.pool.min_instances
+            if key not in self._deployments and (
+                self._config.pool.min_instances if least is None else least
+            ):
+                self._background.start_soon(self._warm_up, artifact)
+
+    async def _warm_up(self, artifact: Artifact) -> None:
+        """Get an artifact ready before somebody asks for it."""
+        try:
+            await self.deployment(artifact)
+            if (artifact.name, artifact.version) not in self._warm:  # it went meanwhile
+                await self.undeploy(artifact)
+        except Exception as raised:  # barrier: one artifact
+            error = as_spear_error(raised, f"warming up {artifact.ref}", self._log)
+            self._log.warning("%s is not kept warm: %s", artifact.ref, error)
+
+    def reconfigure(self, config: SpearletConfig) -> None:
+        """Take new limits: what runs goes on, lower ones take effect as things end."""
+        self._config = config
+        self.slots.reconfigure(config.execution)
+        for deployment in self._deployments.values():
+            deployment.pool.configure(config.pool)
 
     async def undeploy(self, artifact: Artifact) -> None:
         """End the idle instances of an artifact that is about to be deleted."""
@@ -349,8 +390,8 @@ class Executor:
 
     def instances(self) -> list[InstanceInfo]:
         """Every live instance."""
-        pooled = [p for d in self._deployments.values() for p in d.pool.live.values()]
-        return [describe_instance(p) for p in (*pooled, *self._single_use.values())]
+        pooled = [info for d in self._deployments.values() for info in d.pool.describe()]
+        return [*pooled, *map(describe_instance, self._single_use.values())]
 
     def instances_of(self, name: str, version: int) -> int:
         """How many instances of this artifact live in its pool."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from spear_core.api import ExecutionConfig
 from spear_core.errors import ResourceExhaustedError
 
 __all__ = ["Slot", "Slots"]
@@ -22,6 +23,15 @@ class Slots:
         self._admitted = 0
         self._queue = trio.lowlevel.ParkingLot()
         self._returning = trio.lowlevel.ParkingLot()
+
+    def reconfigure(self, config: ExecutionConfig) -> None:
+        """Take new limits; a lower one takes effect as tasks end."""
+        self.limit = config.max_concurrent_tasks
+        self.max_queued = config.max_queued_tasks
+        for line in (self._returning, self._queue):
+            while line and self.running < self.limit:
+                line.unpark()
+                self.running += 1
 
     @property
     def queued(self) -> int:
@@ -58,7 +68,7 @@ class Slots:
     def release(self) -> None:
         """Hand the slot to the next in line."""
         for line in (self._returning, self._queue):
-            if line:
+            if line and self.running <= self.limit:
                 line.unpark()
                 return
         self.running -= 1

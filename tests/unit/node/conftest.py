@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,17 @@ class OneRuntime:
 
     async def runtime(self, name: str) -> Runtime:
         return self._runtime
+
+    def declared_runtime(self, name: str) -> Owned[RuntimeSpec[Any]]:
+        return Owned(
+            RuntimeSpec(
+                name=name,
+                open=lambda context, config: nullcontext(self._runtime),
+                config_cls=NoConfig,
+                recognise=lambda path, head, entry: "s",
+            ),
+            "runtime-steered",
+        )
 
 
 @pytest.fixture
