@@ -167,6 +167,7 @@ __all__ = [
     "Scheduler",
     "SchedulerSpec",
     "SecretSource",
+    "SpanKind",
     "SpearletConfig",
     "StreamingInstance",
     "TaskConfig",
@@ -174,6 +175,9 @@ __all__ = [
     "TaskRequirements",
     "TaskResult",
     "TaskState",
+    "TraceSpan",
+    "Tracer",
+    "TracerSpec",
     "Transport",
     "TransportSpec",
 ]
