@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ObjectStoreSpec,
         RuntimeSpec,
         SchedulerSpec,
+        TracerSpec,
         TransportSpec,
     )
 
@@ -38,6 +39,7 @@ __all__ = [
     "spear_object_stores",
     "spear_runtimes",
     "spear_schedulers",
+    "spear_tracers",
     "spear_transports",
 ]
 
@@ -125,6 +127,19 @@ def spear_front_doors() -> Iterable[FrontDoorSpec[Any]]:
             yield FrontDoorSpec(
                 name="http", schemes=("http",), open=serve, connect=connect, config_cls=Http
             )
+    """
+    raise AssertionError("a hookspec is never called")
+
+
+@hookspec
+def spear_tracers() -> Iterable[TracerSpec[Any]]:
+    """Declare tracers; the node uses the one with the highest ``priority``.
+
+    Called once when plugins are loaded. ``None`` or an empty iterable: this plugin has none::
+
+        @hookimpl
+        def spear_tracers():
+            yield TracerSpec(name="file", open=open_file_tracer, config_cls=FileTracerConfig)
     """
     raise AssertionError("a hookspec is never called")
 

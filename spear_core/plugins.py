@@ -28,6 +28,7 @@ from spear_core.api import (
     ObjectStoreSpec,
     RuntimeSpec,
     SchedulerSpec,
+    TracerSpec,
     TransportSpec,
 )
 from spear_core.errors import PluginError
@@ -60,6 +61,7 @@ _SPECS: Mapping[str, tuple[str, type[Any]]] = {
     "spear_schedulers": ("scheduler", SchedulerSpec),
     "spear_hostcalls": ("hostcall", HostcallSpec),
     "spear_front_doors": ("front door", FrontDoorSpec),
+    "spear_tracers": ("tracer", TracerSpec),
 }
 """Hook → what its specs are called in messages, and their class."""
 
@@ -128,6 +130,7 @@ class Plugins:
     hostcalls: Mapping[str, Owned[HostcallSpec[Any]]]
     """By hostcall name; a spec appears once for each of its names."""
     front_doors: Mapping[str, Owned[FrontDoorSpec[Any]]]
+    tracers: Mapping[str, Owned[TracerSpec[Any]]]
     _manager: pluggy.PluginManager = attrs.field(repr=False, eq=False, alias="manager")
 
     @property
@@ -150,6 +153,7 @@ class Plugins:
             self.schedulers,
             self.hostcalls,
             self.front_doors,
+            self.tracers,
         )
         for kind in kinds:
             for owned in kind.values():
@@ -411,6 +415,7 @@ class _Loading:
             schedulers=specs["scheduler"],
             hostcalls=specs["hostcall"],
             front_doors=specs["front door"],
+            tracers=specs["tracer"],
             manager=self._manager,
         )
 

@@ -36,9 +36,9 @@ class FrontDoorSpec(Generic[C]):
     """URL schemes that the client side answers for: ``("unix",)``. None, for a door that has no
     clients of ours."""
     open: Callable[[FrontDoorContext, C], AbstractAsyncContextManager[str]]
-    """Serves while the block lasts; yields the URL where it can be reached, or an empty one when its
-    settings have it serve nothing. Leaving the block
-    accepts nothing new and lets requests under way finish; it is the node that ends the tasks."""
+    """Serves while the block lasts; yields the URL where it can be reached, or an empty one when
+    its settings have it serve nothing. Leaving the block accepts nothing new and lets requests
+    under way finish; it is the node that ends the tasks."""
     connect: Callable[[str], AbstractAsyncContextManager[NodeApi]]
     """Client side: a URL → the node behind it. Raises
     :exc:`~spear_core.errors.NodeUnreachableError` with the reason."""

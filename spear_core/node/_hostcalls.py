@@ -67,6 +67,9 @@ class NodeHostcalls(Hostcalls):
             functions=self._functions(task) if self._functions is not None else None,
         )
         try:
-            return await provider.call(caller, name, payload)
+            if task.tracing is None:
+                return await provider.call(caller, name, payload)
+            with task.tracing.hostcall(name, parent=task.trace):
+                return await provider.call(caller, name, payload)
         except Exception as raised:  # barrier: one hostcall
             raise as_spear_error(raised, f"hostcall {name}", self._log) from raised

@@ -48,6 +48,7 @@ from spear_core.node._services import Services
 from spear_core.node._streams import TaskStream, open_task_stream
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._tasks import Task, TaskTable
+from spear_core.node._tracing import Tracing
 from spear_core.plugins import Plugins
 
 __all__ = ["LocalNode", "NodeIdentity"]
@@ -86,6 +87,7 @@ class LocalNode(NodeApi):
         executor: Executor,
         deployer: Deployer,
         config: SpearletConfig,
+        tracing: Tracing | None = None,
     ) -> None:
         self._identity = identity
         self._plugins = plugins
@@ -96,6 +98,7 @@ class LocalNode(NodeApi):
         self._executor = executor
         self._config = config
         self._deployer = deployer
+        self._tracing = tracing
         self._stopping = False
 
     def stop_accepting(self) -> None:
@@ -153,7 +156,10 @@ class LocalNode(NodeApi):
         if parent is not None and not request.detached:
             deadline = min(deadline, parent.scope.deadline)
         self._executor.admit(artifact)
-        return self._tasks.add(artifact, request, entry=entry, deadline=deadline)
+        task = self._tasks.add(artifact, request, entry=entry, deadline=deadline)
+        if self._tracing is not None:
+            self._tracing.begin(task)
+        return task
 
     def _check_depth(self, parent: Task) -> None:
         most = self._config.execution.max_call_depth

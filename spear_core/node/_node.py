@@ -29,6 +29,7 @@ from spear_core.node._state import hold_state, open_run_dir
 from spear_core.node._system_log import open_system_log
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._tasks import TaskTable
+from spear_core.node._tracing import open_tracing
 from spear_core.node.paths import StatePaths
 from spear_core.plugins import Plugins
 
@@ -143,6 +144,7 @@ async def open_node(
             hostcalls,
             NodeChannels(services, plugins, node_id=node_id, log=log),
         )
+        tracing = await stack.enter_async_context(open_tracing(plugins, services.tracer, log))
         executor = await stack.enter_async_context(
             open_executor(
                 services, artifacts, tasks, config, node_id=node_id, log=log, secrets=secrets
@@ -161,6 +163,7 @@ async def open_node(
             executor=executor,
             deployer=deployer,
             config=config,
+            tracing=tracing,
         )
         hostcalls.attach(lambda task: TaskCalls(task, local, tasks, executor))
         urls = []

@@ -21,6 +21,8 @@ from spear_core.api import (
     Runtime,
     RuntimeSpec,
     SpearletConfig,
+    Tracer,
+    TracerSpec,
     Transport,
 )
 from spear_core.config import NodeSettings
@@ -167,6 +169,13 @@ class Services:
             )
             self._opened[kind, name] = opened
         return await opened.get()
+
+    def tracer(
+        self, owned: Owned[TracerSpec[Any]]
+    ) -> AbstractAsyncContextManager[Tracer | None]:
+        """This tracer, while a block lasts."""
+        config = self._settings.plugin_config(owned.plugin_name, owned.spec.config_cls)
+        return owned.spec.open(self.context(owned.plugin_name), config)
 
     def declared_runtime(self, name: str) -> Owned[RuntimeSpec[Any]]:
         """The declaration of this runtime. :raises RuntimeNotFoundError: no plugin has it."""

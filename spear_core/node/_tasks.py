@@ -24,6 +24,7 @@ from spear_core.api import (
 )
 from spear_core.errors import InvalidRequestError, TaskNotFoundError
 from spear_core.node._task_log import TaskLog, TaskLogDirectory
+from spear_core.node._tracing import TaskTracing
 
 __all__ = ["Task", "TaskTable", "Work"]
 
@@ -76,6 +77,7 @@ class Task:
     """How many tasks deep it is, itself and all above it counted, detached or not."""
     work: Work = _execute
     """A stream puts its own here, between :meth:`TaskTable.add` and the start."""
+    tracing: TaskTracing | None = None
     children: list[Task] | None = None
     """Those that end with this one; ``None``: it never had any."""
     _done: trio.Event | None = None
@@ -84,6 +86,12 @@ class Task:
     def function(self) -> str:
         """``artifact@version[:entry]``."""
         return f"{self.artifact.ref}:{self.entry}" if self.entry else self.artifact.ref
+
+    async def execute(self, instance: Instance, request: ExecutionRequest) -> ExecutionResponse:
+        """Do the task's work on an instance, and trace it where that is wanted."""
+        if self.tracing is None:
+            return await self.work(instance, request)
+        return await self.tracing.execute(self, instance, request)
 
     def move(self, state: TaskState) -> None:
         """Change the state; an illegal change is a bug of ours and raises ``AssertionError``."""
@@ -99,6 +107,8 @@ class Task:
         self.completed_at = time.time()
         self.result = result
         self.payload = b""
+        if self.tracing is not None:
+            self.tracing.finished(self)
         if self._done is not None:
             self._done.set()
 
