@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 import spear_sdk
-from spear_sdk import Context, HostcallError, InvalidInputError, current_context, function
+from spear_sdk import (
+    Context,
+    FunctionError,
+    HostcallError,
+    InvalidInputError,
+    current_context,
+    function,
+)
 from spear_sdk.testing import FakeContext, arun, run
 
 README = Path(__file__).parents[1] / "README.md"
@@ -49,6 +56,50 @@ def test_runs_a_function_as_a_caller_would() -> None:
 def test_bad_input_raises() -> None:
     with pytest.raises(InvalidInputError, match="must be an integer"):
         run(double, "[]")
+
+
+@function
+def fan_out(words: list[str], ctx: Context) -> dict[str, Any]:
+    started = [ctx.start("double", len(word)) for word in words]
+    return {"doubled": [call.result() for call in started], "up": ctx.invoke("up", words[0])}
+
+
+@function
+async def fan_out_async(words: list[str], ctx: Context) -> str:
+    call = await ctx.astart("up", words[0], timeout=5, priority="high")
+    await (await ctx.astart("up", words[0])).acancel()
+    return str(await call.aresult()) + str(await ctx.ainvoke("up", words[1]))
+
+
+def test_other_functions_are_called() -> None:
+    context = FakeContext(functions={"double": double, "up": on_trio})
+    assert run(fan_out, ["a", "bc"], context=context).json() == {
+        "doubled": [{"x": 2}, {"x": 4}],
+        "up": "A",
+    }
+    assert context.invoked == [("double", b"1"), ("double", b"2"), ("up", b"a")]
+    assert context.calls == []
+    assert run(fan_out_async, ["a", "b"], context=context).text == "AB"
+
+
+def test_the_failure_of_another_function_is_typed() -> None:
+    def refuse(ctx: Context) -> None:
+        raise FunctionError("no such city", code="not_found", details={"city": "Atlantis"})
+
+    context = FakeContext(functions={"refuse": refuse})
+    with pytest.raises(HostcallError, match="no such city") as refused:
+        context.invoke("refuse")
+    assert (refused.value.code, refused.value.kind) == ("not_found", "FunctionError")
+    assert refused.value.details == {"city": "Atlantis"}
+    assert refused.value.task_id
+    with pytest.raises(HostcallError, match="no function 'nobody'"):
+        context.invoke("nobody")
+    cancelled = context.start("refuse")
+    cancelled.cancel()
+    with pytest.raises(HostcallError, match="cancelled"):
+        cancelled.result()
+    with pytest.raises(TypeError, match="colour"):
+        context.invoke("refuse", colour="red")  # type: ignore[call-arg]
 
 
 def test_runs_async_functions_on_their_loop() -> None:
@@ -99,6 +150,7 @@ def test_the_public_names() -> None:
         "InvalidInputError",
         "Log",
         "LogHandler",
+        "StartedCall",
         "TaskCancelledError",
         "current_context",
         "function",

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from spear_sdk._calls import StartedCall
 from spear_sdk._context import Context, Log, current_context
 from spear_sdk._errors import FunctionError, HostcallError, InvalidInputError, TaskCancelledError
 from spear_sdk._function import function
@@ -28,6 +29,7 @@ __all__ = [
     "InvalidInputError",
     "Log",
     "LogHandler",
+    "StartedCall",
     "TaskCancelledError",
     "current_context",
     "function",

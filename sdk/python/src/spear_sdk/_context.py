@@ -6,12 +6,15 @@ import os
 import time
 from contextvars import ContextVar
 
+from spear_sdk._calls import StartedCall, decode_result, encode_call
 from spear_sdk._errors import TaskCancelledError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Protocol
+    from typing import Any, Protocol, Unpack
+
+    from spear_sdk._calls import CallOptions
 
     class Host(Protocol):
         """Where a context's logs and hostcalls go: the worker, or a fake in a test."""
@@ -166,6 +169,49 @@ class Context:
         """
         self.raise_if_cancelled()
         return await self._host.ahostcall(self, name, _as_bytes(payload))
+
+    def invoke(self, function: str, value: object = None, **options: Unpack[CallOptions]) -> Any:
+        """Call another function and wait for what it returns; for sync functions.
+
+        :param function: ``artifact[@version][:entry]``. :param value: its input: bytes as they
+            are, text as UTF-8, None as nothing, anything else as JSON. :param options:
+            ``timeout`` (seconds), ``detached``, ``priority``, ``idempotency_key``, ``context``,
+            ``content_type``.
+
+        Returns JSON as its value, text as ``str``, anything else as bytes. The call is a task of
+        its own, with no more time than this one has left; it is cancelled with this one unless
+        ``detached``. While this one waits it takes no slot of the node.
+
+        Raises: HostcallError with the code, ``kind`` and ``details`` of the other function's
+        failure; OutputError when ``value`` is nothing that can be sent.
+        """
+        return decode_result(
+            self.hostcall("functions.invoke", encode_call(function, value, **options))
+        )
+
+    async def ainvoke(
+        self, function: str, value: object = None, **options: Unpack[CallOptions]
+    ) -> Any:
+        """:meth:`invoke` for async functions. Cancelling it cancels the call."""
+        return decode_result(
+            await self.ahostcall("functions.invoke", encode_call(function, value, **options))
+        )
+
+    def start(
+        self, function: str, value: object = None, **options: Unpack[CallOptions]
+    ) -> StartedCall:
+        """Start another function and go on; takes what :meth:`invoke` takes."""
+        return StartedCall(
+            self, self.hostcall("functions.start", encode_call(function, value, **options))
+        )
+
+    async def astart(
+        self, function: str, value: object = None, **options: Unpack[CallOptions]
+    ) -> StartedCall:
+        """:meth:`start` for async functions."""
+        return StartedCall(
+            self, await self.ahostcall("functions.start", encode_call(function, value, **options))
+        )
 
 
 def _as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:

@@ -77,6 +77,11 @@ class HostcallError(Exception):
     :param retryable: whether the same call may be tried again.
     """
 
+    task_id = ""
+    """The task that failed, when another function was called."""
+    kind = ""
+    """That function's own word for it, such as the class of its exception."""
+
     def __init__(
         self, message: str, *, name: str = "", code: str = "unknown", retryable: bool = False
     ) -> None:
@@ -84,6 +89,8 @@ class HostcallError(Exception):
         self.name = name
         self.code = code
         self.retryable = retryable
+        self.details: dict[str, str] = {}
+        """Short facts by name, as that function gave them."""
 
 
 class TaskCancelledError(BaseException):

@@ -109,6 +109,9 @@ class Hostcalls:
                 code=error.get("code", "unknown"),
                 retryable=error.get("retryable", False),
             )
+            pending.error.task_id = error.get("task_id", "")
+            pending.error.kind = error.get("kind", "")
+            pending.error.details = error.get("details", {})
         pending.payload = payload
         pending.finish()
 
