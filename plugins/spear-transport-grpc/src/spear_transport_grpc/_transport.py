@@ -216,14 +216,13 @@ async def open_grpc_transport(
     """The transport while the block lasts."""
     await trio.to_thread.run_sync(_check)
     failure: Exception | None = None
-    async with AsyncExitStack() as connections:
-        async with trio.open_nursery() as nursery:
-            transport = GrpcTransport(config, nursery, connections)
-            try:
-                yield transport
-            except Exception as raised:  # barrier: carried past the nursery, as it is
-                failure = raised
-            await transport.leave()
+    async with AsyncExitStack() as connections, trio.open_nursery() as nursery:
+        transport = GrpcTransport(config, nursery, connections)
+        try:
+            yield transport
+        except Exception as raised:  # barrier: carried past the nursery, as it is
+            failure = raised
+        await transport.leave()
     if failure is not None:
         raise failure
 

@@ -40,9 +40,7 @@ async def connect(url: str) -> AsyncIterator[NodeApi]:
 
 
 @asynccontextmanager
-async def open_transport(
-    context: PluginContext, config: ChannelConfig
-) -> AsyncIterator[Transport]:
+async def open_transport(context: PluginContext, config: ChannelConfig) -> AsyncIterator[Transport]:
     """The transport ``grpc``."""
     from ._transport import open_grpc_transport
 

@@ -49,7 +49,9 @@ class ClientCall:
             cygrpc.ReceiveStatusOnClientOperation(NO_FLAGS),
         )
         head = (cygrpc.ReceiveInitialMetadataOperation(NO_FLAGS),)
-        self._call = self._channel.start(method, ((operations, self._on_status), (head, self._on_accepted)))
+        self._call = self._channel.start(
+            method, ((operations, self._on_status), (head, self._on_accepted))
+        )
 
     @property
     def ended(self) -> bool:

@@ -14,21 +14,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x17spear/v1/instance.proto\x12\x08spear.v1\"\x82\x02\n\x08Instance\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.spear.v1.InstanceState\x12\x12\n\ncreated_at\x18\x05 \x01(\x01\x12\x12\n\nexecutions\x18\x06 \x01(\x05\x12\x10\n\x03pid\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x63pu_seconds\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\t \x01(\x03H\x02\x88\x01\x01\x42\x06\n\x04_pidB\x0e\n\x0c_cpu_secondsB\x0f\n\r_memory_bytes\"\x16\n\x14ListInstancesRequest\">\n\x15ListInstancesResponse\x12%\n\tinstances\x18\x01 \x03(\x0b\x32\x12.spear.v1.Instance*\xdc\x01\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17INSTANCE_STATE_CREATING\x10\x01\x12\x18\n\x14INSTANCE_STATE_READY\x10\x02\x12\x1a\n\x16INSTANCE_STATE_RUNNING\x10\x03\x12\x19\n\x15INSTANCE_STATE_FAILED\x10\x04\x12\x1e\n\x1aINSTANCE_STATE_TERMINATING\x10\x05\x12\x1d\n\x19INSTANCE_STATE_TERMINATED\x10\x06\x32\x63\n\x0fInstanceService\x12P\n\rListInstances\x12\x1e.spear.v1.ListInstancesRequest\x1a\x1f.spear.v1.ListInstancesResponseb\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x17spear/v1/instance.proto\x12\x08spear.v1\"\xcc\x02\n\x08Instance\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.spear.v1.InstanceState\x12\x12\n\ncreated_at\x18\x05 \x01(\x01\x12\x12\n\nexecutions\x18\x06 \x01(\x05\x12\x10\n\x03pid\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x63pu_seconds\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\t \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x0boutstanding\x18\n \x01(\x05\x12\x13\n\x0b\x63oncurrency\x18\x0b \x01(\x05\x12\x13\n\x06idle_s\x18\x0c \x01(\x01H\x03\x88\x01\x01\x42\x06\n\x04_pidB\x0e\n\x0c_cpu_secondsB\x0f\n\r_memory_bytesB\t\n\x07_idle_s\"\x16\n\x14ListInstancesRequest\">\n\x15ListInstancesResponse\x12%\n\tinstances\x18\x01 \x03(\x0b\x32\x12.spear.v1.Instance*\xdc\x01\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17INSTANCE_STATE_CREATING\x10\x01\x12\x18\n\x14INSTANCE_STATE_READY\x10\x02\x12\x1a\n\x16INSTANCE_STATE_RUNNING\x10\x03\x12\x19\n\x15INSTANCE_STATE_FAILED\x10\x04\x12\x1e\n\x1aINSTANCE_STATE_TERMINATING\x10\x05\x12\x1d\n\x19INSTANCE_STATE_TERMINATED\x10\x06\x32\x63\n\x0fInstanceService\x12P\n\rListInstances\x12\x1e.spear.v1.ListInstancesRequest\x1a\x1f.spear.v1.ListInstancesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spear_transport_grpc._protos.spear.v1.instance_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_INSTANCESTATE']._serialized_start=387
-  _globals['_INSTANCESTATE']._serialized_end=607
+  _globals['_INSTANCESTATE']._serialized_start=461
+  _globals['_INSTANCESTATE']._serialized_end=681
   _globals['_INSTANCE']._serialized_start=38
-  _globals['_INSTANCE']._serialized_end=296
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=298
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=320
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=322
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=384
-  _globals['_INSTANCESERVICE']._serialized_start=609
-  _globals['_INSTANCESERVICE']._serialized_end=708
+  _globals['_INSTANCE']._serialized_end=370
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=372
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=394
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=396
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=458
+  _globals['_INSTANCESERVICE']._serialized_start=683
+  _globals['_INSTANCESERVICE']._serialized_end=782
 # @@protoc_insertion_point(module_scope)

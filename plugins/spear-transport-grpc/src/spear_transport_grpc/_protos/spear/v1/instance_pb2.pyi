@@ -24,7 +24,7 @@ INSTANCE_STATE_TERMINATING: InstanceState
 INSTANCE_STATE_TERMINATED: InstanceState
 
 class Instance(_message.Message):
-    __slots__ = ("instance_id", "runtime", "artifact", "state", "created_at", "executions", "pid", "cpu_seconds", "memory_bytes")
+    __slots__ = ("instance_id", "runtime", "artifact", "state", "created_at", "executions", "pid", "cpu_seconds", "memory_bytes", "outstanding", "concurrency", "idle_s")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,9 @@ class Instance(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
+    IDLE_S_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     runtime: str
     artifact: str
@@ -43,7 +46,10 @@ class Instance(_message.Message):
     pid: int
     cpu_seconds: float
     memory_bytes: int
-    def __init__(self, instance_id: _Optional[str] = ..., runtime: _Optional[str] = ..., artifact: _Optional[str] = ..., state: _Optional[_Union[InstanceState, str]] = ..., created_at: _Optional[float] = ..., executions: _Optional[int] = ..., pid: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    outstanding: int
+    concurrency: int
+    idle_s: float
+    def __init__(self, instance_id: _Optional[str] = ..., runtime: _Optional[str] = ..., artifact: _Optional[str] = ..., state: _Optional[_Union[InstanceState, str]] = ..., created_at: _Optional[float] = ..., executions: _Optional[int] = ..., pid: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., outstanding: _Optional[int] = ..., concurrency: _Optional[int] = ..., idle_s: _Optional[float] = ...) -> None: ...
 
 class ListInstancesRequest(_message.Message):
     __slots__ = ()

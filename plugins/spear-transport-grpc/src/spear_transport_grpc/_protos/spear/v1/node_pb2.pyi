@@ -73,7 +73,7 @@ class Histogram(_message.Message):
     def __init__(self, bounds_s: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum_s: _Optional[float] = ...) -> None: ...
 
 class ExecutionMetrics(_message.Message):
-    __slots__ = ("total_executions", "successful_executions", "failed_executions", "retried_executions", "average_execution_time_ms", "active_instances", "queue_length", "running", "cold_starts", "warm_starts", "cpu_seconds", "peak_memory_bytes", "execution_time", "queue_time", "memory_bytes")
+    __slots__ = ("total_executions", "successful_executions", "failed_executions", "retried_executions", "average_execution_time_ms", "active_instances", "queue_length", "running", "cold_starts", "warm_starts", "cpu_seconds", "peak_memory_bytes", "execution_time", "queue_time")
     TOTAL_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
     SUCCESSFUL_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
     FAILED_EXECUTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -88,7 +88,6 @@ class ExecutionMetrics(_message.Message):
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXECUTION_TIME_FIELD_NUMBER: _ClassVar[int]
     QUEUE_TIME_FIELD_NUMBER: _ClassVar[int]
-    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     total_executions: int
     successful_executions: int
     failed_executions: int
@@ -103,16 +102,17 @@ class ExecutionMetrics(_message.Message):
     peak_memory_bytes: int
     execution_time: Histogram
     queue_time: Histogram
-    memory_bytes: int
-    def __init__(self, total_executions: _Optional[int] = ..., successful_executions: _Optional[int] = ..., failed_executions: _Optional[int] = ..., retried_executions: _Optional[int] = ..., average_execution_time_ms: _Optional[float] = ..., active_instances: _Optional[int] = ..., queue_length: _Optional[int] = ..., running: _Optional[int] = ..., cold_starts: _Optional[int] = ..., warm_starts: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., execution_time: _Optional[_Union[Histogram, _Mapping[str, _Any]]] = ..., queue_time: _Optional[_Union[Histogram, _Mapping[str, _Any]]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, total_executions: _Optional[int] = ..., successful_executions: _Optional[int] = ..., failed_executions: _Optional[int] = ..., retried_executions: _Optional[int] = ..., average_execution_time_ms: _Optional[float] = ..., active_instances: _Optional[int] = ..., queue_length: _Optional[int] = ..., running: _Optional[int] = ..., cold_starts: _Optional[int] = ..., warm_starts: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., execution_time: _Optional[_Union[Histogram, _Mapping[str, _Any]]] = ..., queue_time: _Optional[_Union[Histogram, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class ArtifactMetrics(_message.Message):
-    __slots__ = ("artifact", "metrics")
+    __slots__ = ("artifact", "metrics", "memory_bytes")
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     artifact: str
     metrics: ExecutionMetrics
-    def __init__(self, artifact: _Optional[str] = ..., metrics: _Optional[_Union[ExecutionMetrics, _Mapping[str, _Any]]] = ...) -> None: ...
+    memory_bytes: int
+    def __init__(self, artifact: _Optional[str] = ..., metrics: _Optional[_Union[ExecutionMetrics, _Mapping[str, _Any]]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class NodeMetrics(_message.Message):
     __slots__ = ("node_id", "total", "artifacts", "rejected", "errors", "version", "started_at", "cpu_seconds", "memory_bytes")

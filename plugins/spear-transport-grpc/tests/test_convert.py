@@ -1,0 +1,141 @@
+"""Values survive the way through the protos, and the protos have room for all of them."""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import pytest
+
+from spear_core.api import (
+    ArtifactUpload,
+    ExecutionMode,
+    InvokeRequest,
+    InvokeResponse,
+    PoolSettings,
+    RetryPolicy,
+    TaskInfo,
+    TaskResult,
+    TaskState,
+)
+from spear_core.errors import InvalidRequestError
+from spear_transport_grpc._convert import MESSAGES, converter
+from spear_transport_grpc._protos.spear.v1 import artifact_pb2, function_pb2
+from spear_transport_grpc._task import (
+    response_from_message,
+    response_to_message,
+    task_from_message,
+    task_to_message,
+)
+
+_CHECKED: dict[type[Any], Any] = {
+    RetryPolicy: RetryPolicy(
+        attempts=7, initial_backoff_s=0.0, max_backoff_s=0.0, multiplier=3.0, jitter=0.0
+    ),
+    PoolSettings: PoolSettings(
+        min_instances=0,
+        max_instances=9,
+        idle_timeout_ms=8,
+        health_check_interval_ms=7,
+        max_executions_per_instance=0,
+        selection="round_robin",
+    ),
+}
+"""Values whose fields may not be just anything."""
+
+
+def full(cls: type[Any], *, salt: int = 3) -> Any:
+    """A value with every field at something that is no default."""
+    if cls in _CHECKED:
+        return _CHECKED[cls]
+    hints = typing.get_type_hints(cls)
+    return cls(
+        **{f.name: something(hints[f.name], salt + n) for n, f in enumerate(attrs.fields(cls))}
+    )
+
+
+def something(hint: Any, salt: int) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return something(next(a for a in arguments if a is not type(None)), salt)
+    if origin is tuple and typing.get_origin(arguments[0]) is tuple:
+        return (("a", salt), ("b", salt + 1))
+    if origin is tuple:
+        return (something(arguments[0], salt), something(arguments[0], salt + 1))
+    if origin is not None and issubclass(origin, Mapping):
+        return {f"key {salt}": f"value {salt}"}
+    if issubclass(hint, enum.Enum):
+        return list(hint)[-1]
+    if attrs.has(hint):
+        return _CHECKED.get(hint) or full(hint, salt=salt)
+    return {str: f"text ü {salt}", bytes: b"\0bytes", bool: True, int: salt}.get(hint, salt / 7)
+
+
+@pytest.mark.parametrize("cls", MESSAGES, ids=lambda cls: cls.__name__)
+def test_every_field_has_a_place_in_the_proto(cls: type[Any]) -> None:
+    descriptor = MESSAGES[cls].DESCRIPTOR
+    assert {field.name for field in attrs.fields(cls)} <= set(descriptor.fields_by_name)
+
+
+@pytest.mark.parametrize("cls", set(MESSAGES) - {TaskInfo}, ids=lambda cls: cls.__name__)
+def test_a_value_comes_back_as_it_was(cls: type[Any]) -> None:
+    value = full(cls)
+    data = converter(cls).encode(value).SerializeToString()
+    assert converter(cls).decode(MESSAGES[cls].FromString(data)) == value
+
+
+@pytest.mark.parametrize("cls", [InvokeRequest], ids=lambda cls: cls.__name__)
+def test_what_is_not_said_is_the_default(cls: type[Any]) -> None:
+    message = function_pb2.InvokeFunctionRequest(function="f")
+    assert converter(cls).decode(message) == InvokeRequest(function="f")
+
+
+def test_an_unknown_mode_is_refused_with_those_there_are() -> None:
+    message = function_pb2.InvokeFunctionRequest(function="f", mode=9)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="EXECUTION_MODE_SYNC, EXECUTION_MODE_ASYNC"):
+        converter(InvokeRequest).decode(message)
+
+
+@pytest.mark.parametrize("mode", ExecutionMode)
+def test_modes_have_their_numbers(mode: ExecutionMode) -> None:
+    message = converter(InvokeRequest).encode(InvokeRequest(function="f", mode=mode))
+    assert converter(InvokeRequest).decode(message).mode is mode
+
+
+@pytest.mark.parametrize("state", TaskState)
+def test_tasks_and_answers_come_back(state: TaskState) -> None:
+    result = full(TaskResult) if state.is_final else None
+    hints = typing.get_type_hints(TaskInfo)
+    task = TaskInfo(
+        **{
+            field.name: something(hints[field.name], 5)
+            for field in attrs.fields(TaskInfo)
+            if field.name not in ("state", "result")
+        },
+        state=state,
+        result=result,
+    )
+    assert task_from_message(task_to_message(task)) == task
+    response = InvokeResponse(
+        success=True,
+        message="done",
+        task=task,
+        status_endpoint="/status/x",
+        estimated_completion_ms=7,
+    )
+    message = response_to_message(response)
+    assert response_from_message(message) == response
+    assert message.task_id == task.task_id
+    assert message.result.status == list(TaskState).index(state) + 1
+    assert not message.task.HasField("result")
+
+
+def test_a_deployment_has_room_for_the_whole_upload() -> None:
+    header = set(artifact_pb2.DeployArtifactHeader.DESCRIPTOR.fields_by_name)
+    kept = set(artifact_pb2.ArtifactSettings.DESCRIPTOR.fields_by_name)
+    fields = {field.name for field in attrs.fields(ArtifactUpload)}
+    assert fields - {"content"} == (header - {"size", "settings"}) | kept
