@@ -154,9 +154,8 @@ class LocalNode(NodeApi):
         if parent is not None:
             self._check_depth(parent)
         if parent is not None and not request.detached:
-            deadline = min(deadline, parent.scope.deadline)
-        self._executor.admit(artifact)
-        task = self._tasks.add(artifact, request, entry=entry, deadline=deadline)
+            deadline = min(deadline, parent.deadline)
+        task = self._executor.accept(artifact, request, entry=entry, deadline=deadline)
         if self._tracing is not None:
             self._tracing.begin(task)
         return task
@@ -197,7 +196,7 @@ class LocalNode(NodeApi):
         return _checked_timeout(chosen)
 
     def _accepted(self, task: Task) -> InvokeResponse:
-        timeout_s = task.scope.deadline - trio.current_time()
+        timeout_s = task.deadline - trio.current_time()
         estimate = min(timeout_s, self._executor.estimate_s(task.artifact, timeout_s))
         return InvokeResponse(
             success=True,

@@ -170,9 +170,7 @@ class Services:
             self._opened[kind, name] = opened
         return await opened.get()
 
-    def tracer(
-        self, owned: Owned[TracerSpec[Any]]
-    ) -> AbstractAsyncContextManager[Tracer | None]:
+    def tracer(self, owned: Owned[TracerSpec[Any]]) -> AbstractAsyncContextManager[Tracer | None]:
         """This tracer, while a block lasts."""
         config = self._settings.plugin_config(owned.plugin_name, owned.spec.config_cls)
         return owned.spec.open(self.context(owned.plugin_name), config)
@@ -197,6 +195,11 @@ class Services:
         runtime = await self.open("runtime", name, owned.plugin_name, owned.spec)
         assert isinstance(runtime, Runtime)
         return runtime
+
+    def current_runtime(self, name: str) -> Runtime | None:
+        """The runtime of this name, if it is open: it is another one after it broke."""
+        opened = self._opened.get(("runtime", name))
+        return opened.value if opened is not None else None
 
     async def transport(self, name: str) -> Transport:
         """The open transport of this name. :raises UnsupportedTransportError: no plugin has it."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import attrs
+import msgspec
 import trio
 
 from spear_core.api import (
     Artifact,
     ErrorInfo,
+    ExecutionInfo,
     ExecutionRequest,
     ExecutionResponse,
     Instance,
@@ -22,22 +25,26 @@ from spear_core.api import (
     TaskResult,
     TaskState,
 )
-from spear_core.errors import InvalidRequestError, TaskNotFoundError
+from spear_core.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    TaskNotFoundError,
+)
 from spear_core.node._task_log import TaskLog, TaskLogDirectory
 from spear_core.node._tracing import TaskTracing
+from spear_core.node._turns import Turn
 
 __all__ = ["Task", "TaskTable", "Work"]
 
 Work = Callable[[Instance, ExecutionRequest], Awaitable[ExecutionResponse]]
 """What an execution does with its instance."""
 
+_UNANSWERED = {TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT}
 _NEXT: dict[TaskState, frozenset[TaskState]] = {
-    TaskState.PENDING: frozenset(
-        {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT}
-    ),
-    TaskState.RUNNING: frozenset(
-        {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT}
-    ),
+    TaskState.PENDING: frozenset({TaskState.RUNNING, TaskState.RETRYING, *_UNANSWERED}),
+    TaskState.RUNNING: frozenset({TaskState.COMPLETED, TaskState.RETRYING, *_UNANSWERED}),
+    # From retrying to retrying: an attempt failed before its guest began.
+    TaskState.RETRYING: frozenset({TaskState.RUNNING, TaskState.RETRYING, *_UNANSWERED}),
 }
 
 
@@ -56,10 +63,15 @@ class Task:
     payload: bytes
     content_type: str
     trace: str
-    scope: trio.CancelScope
-    """Cancelling it stops the task wherever it is."""
+    deadline: float
+    """On trio's clock, for all attempts together."""
     log: TaskLog
+    turn: Turn
     created_at: float = attrs.field(factory=time.time)
+    scope: trio.CancelScope | None = None
+    """Cancelling it stops the task wherever it is; ``None``: nothing of it runs yet."""
+    withdraw: Callable[[Task], None] | None = None
+    """How to cancel it while it is but a record in the queue; ``None``: it is not."""
     waiting_since: float = attrs.field(factory=time.perf_counter)
     execution_s: float | None = None
     """How long it had an instance; ``None``: it never had one."""
@@ -75,11 +87,23 @@ class Task:
     detached: bool = False
     depth: int = 1
     """How many tasks deep it is, itself and all above it counted, detached or not."""
+    attempt: int = 1
+    failed_executions: tuple[ExecutionInfo, ...] = ()
+    cold: bool = False
+    queue_s: float = 0.0
+    instance_id: str = ""
+    """Of the present attempt, and so are the two before."""
+    pauses: int = 0
+    """How many of its calls of others it waits for."""
+    same: tuple[str, str] | None = None
+    """Under which caller and idempotency key it is remembered."""
+    digest: bytes = b""
+    """Of what was asked for under that key."""
     work: Work = _execute
     """A stream puts its own here, between :meth:`TaskTable.add` and the start."""
     tracing: TaskTracing | None = None
-    children: list[Task] | None = None
-    """Those that end with this one; ``None``: it never had any."""
+    children: dict[str, Task] | None = None
+    """Unfinished ones that end with this one; ``None``: it never had any."""
     _done: trio.Event | None = None
 
     @property
@@ -112,11 +136,28 @@ class Task:
         if self._done is not None:
             self._done.set()
 
+    @property
+    def is_record(self) -> bool:
+        """Whether it waits in the queue without a trio task of its own."""
+        return self.withdraw is not None
+
     def cancel(self, reason: str) -> None:
         """Ask the task to stop; it does so at its own next chance."""
-        if not self.state.is_final and self.cancel_reason is None:
-            self.cancel_reason = reason
+        if self.state.is_final or self.cancel_reason is not None:
+            return
+        self.cancel_reason = reason
+        if self.scope is not None:
             self.scope.cancel()
+        elif self.withdraw is not None:
+            self.withdraw(self)
+
+    def enter_scope(self) -> trio.CancelScope:
+        """The scope to run it in, cancelled already if that was asked for before."""
+        self.withdraw = None
+        scope = self.scope = trio.CancelScope(deadline=self.deadline)
+        if self.cancel_reason is not None:
+            scope.cancel()
+        return scope
 
     async def wait_final(self) -> None:
         """Wait until the task is final."""
@@ -144,6 +185,8 @@ class Task:
             priority=self.priority,
             caller=self.caller,
             parent_task_id=self.parent_task_id,
+            attempt=self.attempt,
+            failed_executions=self.failed_executions,
         )
 
 
@@ -158,14 +201,16 @@ class TaskTable:
         self._keep_bytes = keep_finished_bytes
         self._tasks: dict[str, Task] = {}
         self._by_execution: dict[str, Task] = {}
+        self._by_key: dict[tuple[str, str], Task] = {}
         self._finished: deque[Task] = deque()
         self._finished_bytes = 0
 
     def add(
-        self, artifact: Artifact, request: InvokeRequest, *, entry: str, deadline: float
+        self, artifact: Artifact, request: InvokeRequest, turn: Turn, *, entry: str, deadline: float
     ) -> Task:
         """Make a pending task.
 
+        :param turn: its place in the queue.
         :param entry: what the request's function names, or the artifact's default.
         :param deadline: on trio's clock.
         """
@@ -179,9 +224,10 @@ class TaskTable:
             payload=request.payload,
             content_type=request.content_type,
             trace=request.trace,
-            scope=trio.CancelScope(deadline=deadline),
+            deadline=deadline,
+            turn=turn,
             log=self._logs.open(task_id),
-            priority=request.priority,
+            priority=turn.priority,
             caller=request.caller,
             context=request.context,
             parent_task_id=request.parent_task_id,
@@ -194,9 +240,52 @@ class TaskTable:
         if task.parent_task_id and not task.detached:
             parent = self._tasks[task.parent_task_id]
             if parent.children is None:
-                parent.children = []
-            parent.children.append(task)
+                parent.children = {}
+            parent.children[task_id] = task
+        if request.idempotency_key:
+            task.same = (request.caller, request.idempotency_key)
+            task.digest = _digest(request)
+            self._by_key[task.same] = task
         return task
+
+    def same(self, request: InvokeRequest) -> Task | None:
+        """The task that was made for this request under its idempotency key before.
+
+        :raises IdempotencyConflictError: the key was used for something else.
+        """
+        if not request.idempotency_key:
+            return None
+        task = self._by_key.get((request.caller, request.idempotency_key))
+        if task is not None and task.digest != _digest(request):
+            raise IdempotencyConflictError(
+                f"idempotency key {request.idempotency_key!r} was used for another request, "
+                f"which is task {task.id} of {task.function}"
+            )
+        return task
+
+    def next_attempt(self, task: Task, error: ErrorInfo) -> None:
+        """An attempt has failed and another follows, with an execution id of its own."""
+        task.move(TaskState.RETRYING)
+        ended = ExecutionInfo(
+            execution_id=task.execution_id,
+            attempt=task.attempt,
+            instance_id=task.instance_id,
+            started_at=task.started_at or task.created_at,
+            completed_at=time.time(),
+            error=error,
+        )
+        task.failed_executions += (ended,)
+        task.attempt += 1
+        task.execution_id = f"e-{task.id[2:]}-{task.attempt}"
+        task.started_at = task.execution_s = None
+        task.instance_id = ""
+        self._by_execution[task.execution_id] = task
+
+    def ancestors(self, task: Task | None) -> Iterator[Task]:
+        """A task, the one that it is a child of, and so on, as far as they still wait for it."""
+        while task is not None and not task.state.is_final:
+            yield task
+            task = None if task.detached else self._tasks.get(task.parent_task_id)
 
     def parent(self, request: InvokeRequest) -> Task | None:
         """The task that asks for another one; ``None``: nobody said that it is a task.
@@ -251,9 +340,11 @@ class TaskTable:
         Its unfinished children are cancelled.
         """
         task.log.close()
-        for child in task.children or ():
+        parent = self._tasks.get(task.parent_task_id)
+        if parent is not None and parent.children:
+            parent.children.pop(task.id, None)
+        for child in list(task.children.values()) if task.children else ():
             child.cancel(f"its parent {task.id} has ended ({task.state.value})")
-        task.children = None
         self._finished.append(task)
         self._finished_bytes += _kept_bytes(task)
         while self._finished and (
@@ -263,14 +354,23 @@ class TaskTable:
                 break
             oldest = self._finished.popleft()
             self._finished_bytes -= _kept_bytes(oldest)
-            del self._tasks[oldest.id], self._by_execution[oldest.execution_id]
-            oldest.log.remove()
+            self._forget(oldest)
+
+    def _forget(self, task: Task) -> None:
+        del self._tasks[task.id], self._by_execution[task.execution_id]
+        for execution in task.failed_executions:
+            del self._by_execution[execution.execution_id]
+        if task.same is not None:
+            del self._by_key[task.same]
+        task.log.remove()
 
 
 def _kept_bytes(task: Task) -> int:
     return len(task.result.output) if task.result else 0
 
 
-def failure(error: ErrorInfo, *, node_id: str, instance_id: str = "") -> TaskResult:
-    """The result of a task that ended without an answer from its guest."""
-    return TaskResult(error=error, node_id=node_id, instance_id=instance_id)
+def _digest(request: InvokeRequest) -> bytes:
+    """Of everything in a request that says what is to be done."""
+    context = sorted(request.context.items())
+    asked = [request.function, request.content_type, context, request.payload]
+    return hashlib.sha256(msgspec.msgpack.encode(asked)).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
@@ -23,7 +24,9 @@ from spear_core.api import (
     InstanceSpec,
     InstanceStatistics,
     PluginContext,
+    PoolConfig,
     Runtime,
+    RuntimeInstanceId,
     RuntimeSpec,
     SpearletConfig,
 )
@@ -31,6 +34,8 @@ from spear_core.config import NodeSettings
 from spear_core.errors import SpearError
 from spear_core.node import Node, open_node
 from spear_core.node._artifacts import ArtifactStore
+from spear_core.node._background import open_background
+from spear_core.node._pool import InstancePool
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._tasks import TaskTable
 from spear_core.plugins import Owned, load_plugins
@@ -115,6 +120,9 @@ class OneRuntime:
     async def runtime(self, name: str) -> Runtime:
         return self._runtime
 
+    def current_runtime(self, name: str) -> Runtime | None:
+        return self._runtime
+
     def declared_runtime(self, name: str) -> Owned[RuntimeSpec[Any]]:
         return Owned(
             RuntimeSpec(
@@ -196,6 +204,7 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
         *,
         state_dir: Path = tmp_path / "state",
         hostcalls: Mapping[str, Owned[Any]] | None = None,
+        tracers: Mapping[str, Owned[Any]] | None = None,
         configs: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Node]:
         spec = RuntimeSpec(
@@ -210,6 +219,7 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
             loaded,
             runtimes={"steered": Owned(spec, "runtime-steered")},
             hostcalls=hostcalls or {},
+            tracers=tracers or {},
         )
         settings = NodeSettings(
             spearlet=spearlet or SpearletConfig(),
@@ -217,5 +227,34 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
         )
         async with open_node(settings, plugins, state_dir=state_dir, serve=False) as node:
             yield node
+
+    return open_it
+
+
+@pytest.fixture
+def open_pool(
+    runtime: Any, add_artifact: Callable[..., Awaitable[Artifact]], log: logging.Logger
+) -> Callable[..., Any]:
+    """Opens a pool of the steered runtime, to be kept warm."""
+
+    @asynccontextmanager
+    async def open_it(
+        *, concurrency: int = 1, artifact: Any = None, **config: Any
+    ) -> AsyncIterator[InstancePool]:
+        numbers = itertools.count(1)
+        async with open_background() as background:
+            pool = InstancePool(
+                artifact or await add_artifact(),
+                runtime,
+                PoolConfig(**config),
+                concurrency=concurrency,
+                background=background,
+                new_id=lambda: RuntimeInstanceId(
+                    runtime_type="steered", instance_id=f"i-{next(numbers)}"
+                ),
+                log=log,
+            )
+            pool.keep_warm(True)
+            yield pool
 
     return open_it

@@ -39,10 +39,9 @@ class Bench:
         self.artifact = artifact
 
     def admit(self, payload: bytes = b"in", *, timeout_s: float = 60) -> Task:
-        self.executor.admit(self.artifact)
         request = InvokeRequest(function=self.artifact.ref, payload=payload)
         deadline = trio.current_time() + timeout_s
-        return self.tasks.add(self.artifact, request, entry="", deadline=deadline)
+        return self.executor.accept(self.artifact, request, entry="", deadline=deadline)
 
     async def run(self, payload: bytes = b"in", *, timeout_s: float = 60) -> Task:
         task = self.admit(payload, timeout_s=timeout_s)
