@@ -48,6 +48,9 @@ _INLINE_OUTPUT = 4096
 _LONGEST_HEAD = 60_000
 _CANCEL_S = 15.0
 """How long leaving a stream waits for its task to end."""
+_LONGEST_PAYLOAD = 64 << 20
+"""What a session takes (:mod:`spear_core.rpc.session`)."""
+_PACKED = {True: " when packed", False: ""}
 _LONGEST_TEXT = 4096
 """Bytes of each text of an error whose texts are too many for a head; ten of them fit."""
 
@@ -296,6 +299,12 @@ class NodeClient(NodeApi):
 
     async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
         args = _fields(upload, without="content")
+        if (size := len(upload.content)) > _LONGEST_PAYLOAD:
+            raise InvalidRequestError(
+                f"the code of {upload.name[:100]!r} has {size} bytes{_PACKED[upload.bundle]}; a "
+                f"local socket takes {_LONGEST_PAYLOAD} at most. Leave out what it does not need "
+                "(`exclude` in spear.toml), or let it get large files when it runs"
+            )
         if (size := len(encode_head(args))) > _LONGEST_HEAD:
             raise InvalidRequestError(
                 f"the settings of {upload.name[:100]!r} (environment and arguments, above all) have"

@@ -23,7 +23,7 @@ from spear_core.node._executor import Executor, open_executor
 from spear_core.node._function_calls import TaskCalls
 from spear_core.node._hostcalls import NodeHostcalls
 from spear_core.node._local_node import LocalNode, NodeIdentity
-from spear_core.node._secrets import Secrets
+from spear_core.node._secrets import Secrets, struck_out
 from spear_core.node._services import ContextMaker, Services
 from spear_core.node._state import hold_state, open_run_dir
 from spear_core.node._system_log import open_system_log
@@ -129,6 +129,7 @@ async def open_node(
         )
         artifacts = ArtifactStore(paths.artifacts, warn=log.warning, config=config.artifacts)
         secrets = Secrets(config.secrets, warn=log.warning)
+        stack.enter_context(struck_out(log, secrets))
         background = await stack.enter_async_context(open_background())
         maker = ContextMaker(
             node_id=node_id,

@@ -7,9 +7,12 @@ says later.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -17,7 +20,7 @@ import attrs
 from spear_core.api import Artifact, ErrorInfo, InstanceSpec, RuntimeInstanceId, SecretSource
 from spear_core.errors import SecretNotFoundError
 
-__all__ = ["Secrets", "SpecMaker", "without_secrets"]
+__all__ = ["Secrets", "SpecMaker", "struck_out", "without_secrets"]
 
 _LONGEST_BYTES = 64 << 10
 """Of one secret; the environment of a process may have 128 KiB per variable on Linux."""
@@ -154,3 +157,34 @@ class Secrets:
             kind=self.strike(artifact, error.kind),
             details={key: self.strike(artifact, text) for key, text in error.details.items()},
         )
+
+
+class _StrikeOut(logging.Filter):
+    """Takes the values of secrets out of what a handler writes."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        super().__init__()
+        self._secrets = secrets
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if (struck := self._secrets.strike_all(message)) != message:
+            record.msg, record.args = struck, ()
+        if record.exc_info and record.exc_info[0]:
+            text = "".join(traceback.format_exception(*record.exc_info))
+            record.exc_text = self._secrets.strike_all(text)
+        return True
+
+
+@contextmanager
+def struck_out(log: logging.Logger, secrets: Secrets) -> Iterator[None]:
+    """Keep the values of secrets out of whatever ``log`` and the loggers below it write."""
+    strike = _StrikeOut(secrets)
+    handlers = list(log.handlers)
+    for handler in handlers:
+        handler.addFilter(strike)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(strike)

@@ -25,7 +25,8 @@ class _JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
-            entry["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+            text = "".join(traceback.format_exception(*record.exc_info))
+            entry["traceback"] = record.exc_text or text
         return msgspec.json.encode(entry).decode()
 
 
