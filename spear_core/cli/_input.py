@@ -15,7 +15,7 @@ import trio
 
 from spear_core.cli._terminal import note
 
-__all__ = ["Input", "input_options"]
+__all__ = ["Input", "Pieces", "input_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +23,7 @@ _PATIENCE_S = 2.0
 """How long we wait for stdin in silence; somebody may have started us with a pipe that nobody
 closes, and would wonder why nothing happens."""
 _BLOCK = 1 << 20
+_PIECE = 1 << 16
 
 
 def input_options(command: F) -> F:
@@ -67,6 +68,10 @@ class Input:
             return _checked(os.fsencode(self._text), limit)
         return await trio.to_thread.run_sync(self._read, limit, abandon_on_cancel=True)
 
+    def pieces(self) -> Pieces:
+        """The same piece by piece, as it comes; a terminal too, for whoever streams may type."""
+        return Pieces(self._text, self._file)
+
     def _read(self, limit: int) -> bytes:
         try:
             if self._file is None:
@@ -80,6 +85,58 @@ class Input:
                 f"{'stdin' if self._file in (None, '-') else self._file} cannot be read: "
                 f"{exc.strerror or exc}"
             ) from exc
+
+
+class Pieces:
+    """An input that is read as it is wanted; open it with ``with``."""
+
+    def __init__(self, text: str | None, file: str | None) -> None:
+        self._text = None if text is None else os.fsencode(text)
+        self._file = file
+        self._descriptor = -1
+        self._pollable = True
+
+    def __enter__(self) -> Pieces:
+        try:
+            if self._text is None:
+                if self._file not in (None, "-"):
+                    self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+                elif sys.stdin is not None and not sys.stdin.closed:
+                    self._descriptor = os.dup(sys.stdin.fileno())
+        except OSError as exc:
+            raise self._unreadable(exc) from exc
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    async def next(self) -> bytes:
+        """What is there next, at most 64 KiB; empty at the end.
+
+        :raises click.UsageError: it cannot be read.
+        """
+        if self._text is not None or self._descriptor < 0:
+            data, self._text = (self._text or b"")[:_PIECE], (self._text or b"")[_PIECE:]
+            await trio.lowlevel.checkpoint()
+            return data
+        while True:
+            try:
+                if self._pollable:
+                    await trio.lowlevel.wait_readable(self._descriptor)
+            except PermissionError:  # a file is always readable, and epoll does not take it
+                self._pollable = False
+            try:
+                return os.read(self._descriptor, _PIECE)
+            except BlockingIOError:  # somebody else was quicker
+                continue
+            except OSError as exc:
+                raise self._unreadable(exc) from exc
+
+    def _unreadable(self, exc: OSError) -> click.UsageError:
+        name = "stdin" if self._file in (None, "-") else self._file
+        return click.UsageError(f"{name} cannot be read: {exc.strerror or exc}")
 
 
 def _guess_type(text: str | None, file: str | None) -> str:

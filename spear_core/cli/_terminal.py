@@ -19,6 +19,7 @@ __all__ = [
     "warn",
     "write_bytes",
     "write_line",
+    "write_through",
 ]
 
 _CONTROL = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -71,6 +72,20 @@ def write_bytes(data: bytes) -> None:
         raise _lost(exc) from exc
     if data and not data.endswith(b"\n") and sys.stdout.isatty() and sys.stderr.isatty():
         _say("")
+
+
+def write_through(data: bytes) -> None:
+    """Exactly these bytes on stdout, at once. It waits while nobody reads, and may be left to wait
+    in a thread: nothing of Python's own output is locked meanwhile."""
+    if sys.stdout is None:
+        raise OutputFailedError("standard output is closed")
+    try:
+        sys.stdout.flush()
+        left = memoryview(data)
+        while left:
+            left = left[os.write(sys.stdout.fileno(), left) :]
+    except OSError as exc:
+        raise _lost(exc) from exc
 
 
 def write_line(text: str) -> None:

@@ -11,6 +11,7 @@ from spear_core.cli._input import Input, input_options
 from spear_core.cli._interrupt import Interrupt
 from spear_core.cli._listing import print_json
 from spear_core.cli._options import DURATION, Options, common_options, json_option, pass_options
+from spear_core.cli._streaming import stream_through
 from spear_core.cli._tasks import finish, leave, state_code
 from spear_core.cli._terminal import note, write_line
 
@@ -24,11 +25,15 @@ class _Call:
     input: Input
     detach: bool
     """Ctrl-C leaves the task alone."""
+    stream: bool
     task_id: str = ""
 
     async def __call__(self, api: NodeApi, interrupt: Interrupt) -> TaskInfo | None:
         task = None
         with interrupt.scope:
+            if self.stream:
+                request = attrs.evolve(self.request, content_type=self.input.content_type)
+                return await stream_through(api, request, self.input)
             request = attrs.evolve(
                 self.request,
                 payload=await self.input.read(_MOST_INPUT),
@@ -63,6 +68,11 @@ class _Call:
     help="Deadline, waiting in the queue included: 30s, 2m.",
 )
 @click.option("--async", "no_wait", is_flag=True, help="Do not wait: print the task's id.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Send the input and print the output piece by piece, as they come.",
+)
 @click.option("--detach", is_flag=True, help="Wait, but let the task go on after Ctrl-C.")
 @json_option
 @common_options(node=True)
@@ -75,6 +85,7 @@ def command(
     content_type: str | None,
     timeout: float | None,
     no_wait: bool,
+    stream: bool,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -86,8 +97,11 @@ def command(
     \b
     spear invoke hello --input world
     spear invoke agent@3:answer --input-file question.json --timeout 30s
+    tail -f access.log | spear invoke alerts --stream
     TASK=$(spear invoke agent --async --input hi); spear result "$TASK" --wait
     """
+    if stream and (no_wait or detach or as_json):
+        raise click.UsageError("--stream goes with none of --async, --detach and --json")
     call = _Call(
         request=InvokeRequest(
             function=function,
@@ -96,6 +110,7 @@ def command(
         ),
         input=Input(input_text, input_file, content_type),
         detach=detach and not no_wait,
+        stream=stream,
     )
     task = talk(options, call)
     assert task is not None
@@ -106,4 +121,5 @@ def command(
         write_line(task.task_id)
     else:
         logged = task.state is not TaskState.COMPLETED
+        # What a stream has put out is on stdout already; its result has none.
         leave(finish(task, hint=f"its log: spear logs {task.task_id}" if logged else ""))

@@ -23,6 +23,7 @@ from spear_core.cli._options import (
 )
 from spear_core.cli._progress import show_progress, what_is_done
 from spear_core.cli._setup import load, show_log
+from spear_core.cli._streaming import stream_through
 from spear_core.cli._tasks import copy_log, finish, leave, log_to_stderr
 from spear_core.cli._terminal import note
 from spear_core.cli._upload import CodeOptions, code_options, make_upload
@@ -38,12 +39,18 @@ class _Job:
     upload: ArtifactUpload
     input: Input
     timeout_s: float | None
+    stream: bool
 
 
 @click.command("run")
 @click.argument("file", metavar="[FILE[:ENTRY]]", default=".")
 @input_options
 @click.option("--timeout", type=DURATION, metavar="TIME", help="Stop it after this long: 30s, 2m.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Send the input and print the output piece by piece, as they come.",
+)
 @code_options
 @setup_options
 @common_options()
@@ -56,6 +63,7 @@ def command(
     input_file: str | None,
     content_type: str | None,
     timeout: float | None,
+    stream: bool,
     config: Path | None,
     only: Sequence[str] | None,
     **code: Any,
@@ -76,6 +84,7 @@ def command(
         upload=make_upload(file, CodeOptions(**code)),
         input=Input(input_text, input_file, content_type),
         timeout_s=timeout,
+        stream=stream,
     )
     settings, plugins = load(config, only)
     with show_log("WARNING"):
@@ -96,12 +105,15 @@ async def _run(job: _Job, settings: NodeSettings, plugins: Plugins, state: Path)
                     artifact = await node.api.deploy(job.upload)
                 request = InvokeRequest(
                     function=f"{artifact.name}@{artifact.version}",
-                    payload=await job.input.read(limit),
+                    payload=b"" if job.stream else await job.input.read(limit),
                     content_type=job.input.content_type,
                     mode=ExecutionMode.ASYNC,
                     timeout_s=job.timeout_s,
                 )
-                task = await _follow(node.api, request)
+                if job.stream:
+                    task = await stream_through(node.api, request, job.input, show_log=True)
+                else:
+                    task = await _follow(node.api, request)
             if interrupt.happened:
                 note(f"interrupted; {job.upload.filename} was stopped")
         interrupt.check()

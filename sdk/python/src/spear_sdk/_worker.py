@@ -22,7 +22,7 @@ from spear_sdk._load import add_packages, find_entry, load_module
 from spear_sdk._msgpack import pack, unpack
 from spear_sdk._output import encode_output
 from spear_sdk._report import error_of, traceback_of
-from spear_sdk._stream import WorkerStream
+from spear_sdk._stream import MAX_CHUNK, WorkerStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -238,8 +238,9 @@ class Worker:
         stream = execution.stream
         if not is_output_stream(value):
             output, content_type = encode_output(value)
-            if stream is not None and output:
-                stream.send(output)
+            if stream is not None:
+                for at in range(0, len(output), MAX_CHUNK):
+                    stream.send(output[at : at + MAX_CHUNK])
                 output = b""
             return output, content_type
         collected = Collected()

@@ -14,16 +14,17 @@ import concurrent.futures
 import dataclasses
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeAlias, cast
 
 from spear_sdk import _calls
+from spear_sdk._chunks import Collected, Given, Outputs, is_output_stream
 from spear_sdk._context import Context, current
 from spear_sdk._entry import Entry
 from spear_sdk._errors import HostcallError
 from spear_sdk._output import BYTES, JSON, TEXT, encode_output, to_json
 
-__all__ = ["FakeContext", "Result", "arun", "run"]
+__all__ = ["FakeContext", "Result", "Streamed", "arun", "astream", "run", "stream"]
 
 Answer: TypeAlias = "bytes | str | Exception | Callable[[bytes], bytes]"
 _CALLS = ("functions.invoke", "functions.start", "functions.wait", "functions.cancel")
@@ -193,6 +194,8 @@ def run(fn: Callable[..., Any], input: object = None, *, context: Context | None
     value, backend = _call(fn, input, context)
     if isinstance(value, Awaitable):
         value = _wait(value, backend)
+    elif is_output_stream(value) and hasattr(type(value), "__anext__"):
+        return _joined(cast("Streamed", _wait(_streamed(value, _TakingSink(None)), backend)))
     return _result(value)
 
 
@@ -204,7 +207,140 @@ async def arun(
 ) -> Result:
     """:func:`run` for tests that are async themselves: uses the loop that runs."""
     value, _ = _call(fn, input, context)
+    if hasattr(type(value), "__anext__"):
+        return _joined(await _streamed(value, _TakingSink(None)))
     return _result(await value if isinstance(value, Awaitable) else value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """What a function did with a stream."""
+
+    chunks: list[bytes]
+    """What the caller gets, chunk by chunk, also when the function failed after them."""
+    content_type: str
+    error: BaseException | None = None
+    """What the function raised."""
+
+    @property
+    def output(self) -> bytes:
+        """All chunks joined."""
+        return b"".join(self.chunks)
+
+
+def stream(
+    fn: Callable[..., Any],
+    inputs: Iterable[object] = (),
+    *,
+    context: Context | None = None,
+    content_type: str = BYTES,
+    take: int | None = None,
+) -> Streamed:
+    """Call a function with its input in chunks, as a caller that streams would send them.
+
+    ::
+
+        def test_shout():
+            assert stream(shout, ["a", "b"]).chunks == [b"A", b"B"]
+
+    :param inputs: one item for each chunk; bytes and text go as they are, all else as JSON.
+    :param take: the caller leaves after so many chunks, which closes the generator there.
+
+    Raises: InvalidInputError when the input doesn't fit; what the function raises is in the result.
+    """
+    source, sink = _chunks_of(inputs), _TakingSink(take)
+    context = context or FakeContext()
+    token = current.set(context)
+    try:
+        entry, value = _call_on(fn, source, content_type, context)
+        if isinstance(value, Awaitable) or hasattr(type(value), "__anext__"):
+            return cast("Streamed", _wait(_streamed(value, sink), entry.backend))
+        return _streamed_plain(value, sink)
+    finally:
+        current.reset(token)
+
+
+async def astream(
+    fn: Callable[..., Any],
+    inputs: Iterable[object] = (),
+    *,
+    context: Context | None = None,
+    content_type: str = BYTES,
+    take: int | None = None,
+) -> Streamed:
+    """:func:`stream` for tests that are async themselves: uses the loop that runs."""
+    source, sink = _chunks_of(inputs), _TakingSink(take)
+    context = context or FakeContext()
+    token = current.set(context)
+    try:
+        _, value = _call_on(fn, source, content_type, context)
+        if isinstance(value, Awaitable) or hasattr(type(value), "__anext__"):
+            return await _streamed(value, sink)
+        return _streamed_plain(value, sink)
+    finally:
+        current.reset(token)
+
+
+class _LeftError(Exception):
+    """The caller has taken what it wanted."""
+
+
+class _TakingSink(Collected):
+    def __init__(self, take: int | None) -> None:
+        super().__init__()
+        self._take = take
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        super().send(data)
+        if len(self.chunks) == self._take:
+            raise _LeftError
+
+    async def asend(self, data: bytes | bytearray | memoryview) -> None:
+        self.send(data)
+
+
+def _chunks_of(inputs: Iterable[object]) -> Given:
+    return Given(*(_encode_input(item)[0] for item in inputs))
+
+
+def _call_on(
+    fn: Callable[..., Any], source: Given, content_type: str, context: Context
+) -> tuple[Entry, Any]:
+    entry = Entry(fn)
+    payload = b"" if entry.takes_chunks else b"".join(iter(source.receive, None))
+    return entry, entry.call(payload, content_type, context, source)
+
+
+async def _streamed(value: Any, sink: _TakingSink) -> Streamed:
+    outputs = Outputs(sink)
+    error: Exception | None = None
+    try:
+        if isinstance(value, Awaitable):
+            value = await value
+        if hasattr(type(value), "__anext__"):
+            await outputs.asend_all(value)
+        else:
+            return _streamed_plain(value, sink)
+    except _LeftError:
+        pass
+    except Exception as exc:  # barrier: the function under test
+        error = exc
+    return Streamed(chunks=sink.chunks, content_type=outputs.told_type, error=error)
+
+
+def _streamed_plain(value: Any, sink: _TakingSink) -> Streamed:
+    outputs = Outputs(sink)
+    error: Exception | None = None
+    if not is_output_stream(value):
+        output, content_type = encode_output(value)
+        return Streamed(chunks=[bytes(output)] if output else [], content_type=content_type)
+    try:
+        outputs.send_all(value)
+    except _LeftError:
+        pass
+    except Exception as exc:  # barrier: the function under test
+        error = exc
+    return Streamed(chunks=sink.chunks, content_type=outputs.told_type, error=error)
 
 
 def _call(fn: Callable[..., Any], value: object, context: Context | None) -> tuple[object, str]:
@@ -258,6 +394,15 @@ def _encode_input(value: object) -> tuple[bytes, str]:
     return to_json(value), JSON
 
 
-def _result(value: object) -> Result:
+def _result(value: Any) -> Result:
+    if is_output_stream(value):
+        return _joined(_streamed_plain(value, _TakingSink(None)))
     output, content_type = encode_output(value)
     return Result(value=value, output=bytes(output), content_type=content_type)
+
+
+def _joined(streamed: Streamed) -> Result:
+    """What a caller gets who does not stream."""
+    if streamed.error is not None:
+        raise streamed.error
+    return Result(value=streamed.chunks, output=streamed.output, content_type=streamed.content_type)
