@@ -24,7 +24,7 @@ def check_requirement(text: str) -> None:
     if text != text.strip() or not text.isprintable() or len(text) > 4096:
         raise ValueError("expected one line without spaces around it")
     plain = _HASHES.sub("", text)
-    if plain.startswith("-"):
+    if re.search(r"(^|\s)-", plain):
         raise ValueError("options for the installer have no place here")
     if "@" in plain:
         raise ValueError("only packages of an index are installed, not those of an address or file")
