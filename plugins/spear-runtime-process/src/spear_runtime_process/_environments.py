@@ -157,23 +157,28 @@ class Environments:
         command = [
             find_uv(self._config.uv),
             *("pip", "install", "--target", str(target), "--python", sys.executable),
-            *("--requirements", str(file), "--cache-dir", str(self._root / ".uv")),
+            *("--requirements", str(file), "--no-cache"),
             *("--link-mode", "copy", "--compile-bytecode", "--no-progress", "--color", "never"),
         ]
         if not self._config.build_requirements:
             command.append("--no-build")
         if self._config.index_url:
             command += ["--default-index", self._config.index_url]
-        process = await trio.lowlevel.open_process(
-            command,
-            cwd=file.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            # an installer that outlives its node keeps others away from what it writes
-            pass_fds=[lock],
-            start_new_session=True,
-        )
+        try:
+            process = await trio.lowlevel.open_process(
+                command,
+                cwd=file.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                # an installer that outlives its node keeps others away from what it writes
+                pass_fds=[lock],
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RuntimeFault(
+                f"the installer of requirements cannot be started: {error}"
+            ) from error
         assert process.stderr is not None
         try:
             async for line in _lines(process.stderr):
