@@ -105,6 +105,7 @@ class CommandInstance(StreamingInstance):
                 "SPEAR_EXECUTION_ID": request.execution_id,
                 "SPEAR_TASK_ID": request.task_id,
                 "SPEAR_ENTRY": request.entry,
+                **({"TRACEPARENT": request.trace} if request.trace else {}),
                 **self._code.for_command(),
             },
             secrets=self._secrets,

@@ -23,6 +23,7 @@ from spear_sdk._msgpack import pack, unpack
 from spear_sdk._output import encode_output
 from spear_sdk._report import error_of, traceback_of
 from spear_sdk._stream import MAX_CHUNK, WorkerStream
+from spear_sdk._tracing import continue_trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class Worker:
     def _execute(self, execution: Execution) -> None:
         context = Running.context = execution.context
         token = current.set(context)
+        end_trace = continue_trace(context.trace)
         self._running = execution
         self._channel.watch()
         try:
@@ -203,6 +205,7 @@ class Worker:
             self._channel.unwatch()
             self._streams.pop(execution.number, None)
             self._running = Running.context = None
+            end_trace()
             current.reset(token)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # the guest may close it
             sys.stdout.flush()
