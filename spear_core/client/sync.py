@@ -13,9 +13,9 @@ the block ends the thread. A client does not survive ``os.fork``.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import wait
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -83,14 +83,11 @@ class Node:
         task = self._do(lambda: self._node.submit(function, value, **options))
         return RemoteTask(task, self._thread)
 
-    @contextmanager
-    def stream(self, function: str, **options: Unpack[CallOptions]) -> Iterator[CallStream]:
+    def stream(
+        self, function: str, **options: Unpack[CallOptions]
+    ) -> AbstractContextManager[CallStream]:
         """Call a function with its input and output piece by piece, while the block lasts."""
-        held = _outcome(self._thread.hold(self._node.stream(function, **options)))
-        try:
-            yield CallStream(held.value, self._thread)
-        finally:
-            held.leave().result()
+        return _Streaming(lambda: self._node.stream(function, **options), self._thread)
 
     def task(self, task_id: str) -> RemoteTask:
         """A task by its id, or by its execution's; asks nothing yet."""
@@ -224,15 +221,48 @@ class CallStream:
         return _outcome(self._thread.start(self._stream.result))
 
 
-@contextmanager
-def connect(url: str | None = None, *, state_dir: Path | None = None) -> Iterator[Node]:
+def connect(
+    url: str | None = None, *, state_dir: Path | None = None
+) -> AbstractContextManager[Node]:
     """A node to work with while the block lasts; see :func:`spear_core.client.connect`."""
-    thread = TrioThread()
-    try:
-        held = _outcome(thread.hold(client.connect(url, state_dir=state_dir)))
-        try:
-            yield Node(held.value, thread)
-        finally:
-            held.leave().result()
-    finally:
-        thread.close()
+    return _Connecting(lambda: client.connect(url, state_dir=state_dir))
+
+
+class _Connecting(AbstractContextManager[Node]):
+    """Opens the client, in a thread of its own.
+
+    No generator: one that is forgotten would be closed while the interpreter ends, and wait there
+    for a thread that does not run any more.
+    """
+
+    def __init__(self, make: Callable[[], AbstractAsyncContextManager[client.Node]]) -> None:
+        self._make = make
+
+    def __enter__(self) -> Node:
+        with ExitStack() as stack:
+            thread = TrioThread()
+            stack.callback(thread.close)
+            held = _outcome(thread.hold(self._make()))
+            stack.callback(lambda: held.leave().result())
+            self._close = stack.pop_all()
+        return Node(held.value, thread)
+
+    def __exit__(self, *_: object) -> None:
+        self._close.close()
+
+
+class _Streaming(AbstractContextManager[CallStream]):
+    """Opens a stream; no generator, as above."""
+
+    def __init__(
+        self, make: Callable[[], AbstractAsyncContextManager[InvokeStream]], thread: TrioThread
+    ) -> None:
+        self._make = make
+        self._thread = thread
+
+    def __enter__(self) -> CallStream:
+        self._held = _outcome(self._thread.hold(self._make()))
+        return CallStream(self._held.value, self._thread)
+
+    def __exit__(self, *_: object) -> None:
+        self._held.leave().result()

@@ -192,6 +192,44 @@ def test_a_program_that_forgets_to_close_still_ends(node: Any, tmp_path: Path) -
     assert int(done.stdout) == node.process.pid
 
 
+ECHO = b"""
+from collections.abc import AsyncIterator
+
+from spear_sdk import function
+
+
+@function
+async def louder(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk.upper()
+"""
+
+
+def test_a_stream_goes_both_ways(node: Any) -> None:
+    with sync.connect(node.url) as client:
+        client.deploy(ECHO, name="echo", filename="echo.py")
+        with client.stream("echo:louder") as stream:
+            for word in (b"one", b"two"):
+                stream.send(word)
+                assert next(stream) == word.upper()
+            stream.send_eof()
+            assert list(stream) == []
+            assert stream.result().success
+        with client.stream("echo:louder") as left:
+            left.send(b"x")
+        with pytest.raises(TaskCancelledError):
+            client.task(left.task_id).wait()
+
+    async def main() -> None:
+        async with aio.connect(node.url) as client, client.stream("echo:louder") as stream:
+            await stream.send(b"one")
+            await stream.send_eof()
+            assert [chunk async for chunk in stream] == [b"ONE"]
+            assert (await stream.result()).success
+
+    asyncio.run(main())
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     with (
         pytest.raises(NodeUnreachableError, match="no node is running"),
