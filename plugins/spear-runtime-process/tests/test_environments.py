@@ -143,7 +143,7 @@ async def test_no_installer(desk: Desk) -> None:
     (desk.folder / "uv").unlink()
     with (
         desk.open() as environments,
-        pytest.raises(RuntimeFault, match=r"installer.*cannot be started"),
+        pytest.raises(RuntimeFault, match="be started"),
     ):
         await desk.provide(environments, "a")
 
