@@ -91,6 +91,8 @@ class _Field:
     """``None``: as it is."""
     decode: Step | None
     presence: bool
+    may_be_none: bool
+    """Not said means ``None``, and there is no default."""
     default: object
     """What the value has when it is not said; ``NOTHING`` when it must be."""
 
@@ -131,11 +133,13 @@ class Converter(Generic[V]):
 
     def fields(self, message: Any) -> dict[str, Any]:
         """What the message says, by the value's names."""
-        found = {}
+        found: dict[str, Any] = {}
         for field in self._fields:
             name = field.name
             if field.presence:
                 if not message.HasField(name):
+                    if field.may_be_none:
+                        found[name] = None
                     continue
                 item = getattr(message, name)
             else:
@@ -151,7 +155,8 @@ class Converter(Generic[V]):
         default: Any = field.default
         if hasattr(default, "factory"):
             default = default.factory()
-        return _Field(field.name, encode, decode, descriptor.has_presence, default)
+        may_be_none = default is attrs.NOTHING and _not_none(hint) is not hint
+        return _Field(field.name, encode, decode, descriptor.has_presence, may_be_none, default)
 
 
 _converters: dict[type[Any], Converter[Any]] = {}

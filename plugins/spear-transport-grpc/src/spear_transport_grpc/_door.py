@@ -3,7 +3,7 @@
 On Unix sockets, which is all it does by default, it costs nothing until somebody comes: a socket
 of our own listens, and only the first client makes the node load grpcio (100 ms and 20 MiB). The
 server of C-core then takes over the path, and whoever came through ours is told, in the words of
-HTTP/2, to connect again, which every gRPC library does by itself before it has sent a call.
+HTTP/2, to make the call again on another connection, which every gRPC library does by itself.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from spear_transport_grpc._config import DoorConfig
 
 __all__ = ["open_grpc_door"]
 
-_COME_AGAIN = (
-    b"\0\0\0\4\0\0\0\0\0"  # SETTINGS, empty
-    b"\0\0\x08\7\0\0\0\0\0" b"\0\0\0\0\0\0\0\0"  # GOAWAY: no stream was looked at, no error
-)  # fmt: skip
-"""RFC 9113, 6.5 and 6.8: the client may send everything again on another connection."""
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+_GOAWAY = b"\0\0\x08\7\0\0\0\0\0" + bytes(8)
+"""No stream was looked at, and no error (RFC 9113, 6.8): the client may send everything again on
+another connection."""
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_FRAME_HEADER = 9
+_HEADERS = 1
 _FAREWELL_S = 2.0
 _PAUSE_S = 0.1
 
@@ -77,6 +79,22 @@ def _only(group: BaseExceptionGroup[SpearError]) -> Exception:
         error = error.exceptions[0]
     assert isinstance(error, Exception)
     return error
+
+
+async def _first_call(connection: trio.socket.SocketType) -> None:
+    """Wait until the client has begun a call: told to go before that, C-core's now and then waits
+    for ever for an answer on a connection that is gone."""
+    data = b""
+    at = len(_PREFACE)
+    while True:
+        while len(data) < at + _FRAME_HEADER:
+            more = await connection.recv(65536)
+            if not more:
+                return
+            data += more
+        if data[at + 3] == _HEADERS:
+            return
+        at += _FRAME_HEADER + int.from_bytes(data[at : at + 3], "big")
 
 
 class _Door:
@@ -138,8 +156,11 @@ class _Door:
         """Let a client connect again, to the real server; without one it finds the door shut."""
         with connection:
             await self._served.wait()
+            with suppress(OSError):
+                await connection.send(_SETTINGS)
+                await _first_call(connection)
             with suppress(OSError), trio.move_on_after(_FAREWELL_S):
-                await connection.send(_COME_AGAIN)
+                await connection.send(_GOAWAY)
                 connection.shutdown(socket.SHUT_WR)
                 while await connection.recv(4096):
                     pass

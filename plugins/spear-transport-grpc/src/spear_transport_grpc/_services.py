@@ -46,6 +46,8 @@ __all__ = ["NodeServices", "parsed"]
 M = TypeVar("M", bound=Message)
 _log = logging.getLogger("spear.transport-grpc")
 _DEFAULT_LIMIT = 100
+_ROUNDING = 0.01
+"""gRPC writes a timeout with two or three digits and rounds up."""
 _MARGIN_S = 0.05
 """A task ends this much before its call's deadline, so that the client still hears how."""
 
@@ -110,7 +112,8 @@ class NodeServices:
         if request.timeout_s is None and request.mode is not ExecutionMode.ASYNC:
             left = call.deadline - trio.current_time()
             if left < self._task_timeout_s:
-                changes["timeout_s"] = max(0.001, left - min(_MARGIN_S, left / 20))
+                left -= left * _ROUNDING + min(_MARGIN_S, left / 20)
+                changes["timeout_s"] = max(0.001, left)
         if caller := caller_of(call):
             changes["caller"] = caller
         if not request.trace:

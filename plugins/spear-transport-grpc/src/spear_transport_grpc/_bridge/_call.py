@@ -59,7 +59,8 @@ class ServerCall:
 
     def identity(self) -> dict[str, list[bytes]]:
         """What the client's certificate says about it; empty without one."""
-        return cygrpc.auth_context(self._call) or {}
+        found = cygrpc.auth_context(self._call) or {}
+        return {key.decode(): list(values) for key, values in found.items()}
 
     async def receive(self) -> bytes | None:
         """The client's next message; ``None`` when it sends no more.

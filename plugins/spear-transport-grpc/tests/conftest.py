@@ -1,0 +1,286 @@
+"""A node that answers from a table, and a front door before it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from spear_core.api import (
+    ArtifactDetails,
+    ArtifactInfo,
+    ArtifactSettings,
+    ArtifactState,
+    ArtifactUpload,
+    ErrorInfo,
+    ExecutionMetrics,
+    FrontDoorContext,
+    Histogram,
+    InstanceInfo,
+    InstanceState,
+    InvokeRequest,
+    InvokeResponse,
+    InvokeStream,
+    LogChunk,
+    LogEntry,
+    NodeApi,
+    NodeMetrics,
+    NodeStatus,
+    PluginInfo,
+    RuntimeInfo,
+    TaskInfo,
+    TaskResult,
+    TaskState,
+)
+from spear_core.errors import ResourceExhaustedError, SpearError, TaskNotFoundError
+from spear_core.testing import make_context
+from spear_transport_grpc import plugin
+from spear_transport_grpc._config import DoorConfig
+
+ARTIFACT = ArtifactInfo(
+    name="f",
+    version=2,
+    digest="ab" * 32,
+    size=3,
+    runtime="wasm",
+    shape="wasm",
+    filename="f.wasm",
+    entry="",
+    created_at=1.5,
+    in_use=0,
+)
+
+
+def task(state: TaskState = TaskState.COMPLETED, output: bytes = b"") -> TaskInfo:
+    """A task in that state."""
+    error = None
+    if state not in (TaskState.COMPLETED, TaskState.RUNNING, TaskState.PENDING):
+        error = ErrorInfo(code=state.value, message="so it is")
+    result = TaskResult(output=output, error=error, node_id="n") if state.is_final else None
+    return TaskInfo(
+        task_id="t-1",
+        execution_id="e-1",
+        function="f@2",
+        state=state,
+        created_at=1.0,
+        started_at=2.0,
+        completed_at=3.0 if result else None,
+        result=result,
+    )
+
+
+class EchoStream(InvokeStream):
+    """Gives back what it gets, in capitals."""
+
+    def __init__(self) -> None:
+        self.task_id = "t-1"
+        self._send, self._receive = trio.open_memory_channel[bytes](0)
+        self.closed = False
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        await self._send.send(bytes(data).upper())
+
+    async def send_eof(self) -> None:
+        self._send.close()
+
+    async def receive(self) -> bytes:
+        return await self._receive.receive()
+
+    async def result(self) -> InvokeResponse:
+        async for _ in self._receive:
+            pass
+        return InvokeResponse(success=True, message="ended", task=task())
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class TableNode(NodeApi):
+    """Answers with something to recognise, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any]] = []
+        self.cancelled = 0
+        self.sleeping = trio.Event()
+        self.release = trio.Event()
+        self.woken = trio.Event()
+        self.error: SpearError | None = None
+
+    def _note(self, what: str, detail: Any = None) -> None:
+        self.asked.append((what, detail))
+        if self.error is not None:
+            raise self.error
+
+    async def invoke(self, request: InvokeRequest) -> InvokeResponse:
+        self._note("invoke", request)
+        if request.function == "sleep":
+            self.sleeping.set()
+            try:
+                await self.release.wait()
+            except trio.Cancelled:
+                self.cancelled += 1
+                self.woken.set()
+                raise
+        if request.function == "full":
+            raise ResourceExhaustedError("the queue is full", retry_after=1.5)
+        if request.function == "bug":
+            raise LookupError("a bug of ours")
+        state = TaskState.FAILED if request.function == "fail" else TaskState.COMPLETED
+        done = task(state, request.payload)
+        return InvokeResponse(success=state is TaskState.COMPLETED, message="done", task=done)
+
+    @asynccontextmanager
+    async def stream(self, request: InvokeRequest) -> AsyncIterator[InvokeStream]:
+        self._note("stream", request)
+        try:
+            yield EchoStream()
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+
+    async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
+        self._note("get_task", (task_id, wait))
+        if task_id == "nothing":
+            raise TaskNotFoundError("no such task")
+        return task(TaskState.COMPLETED if wait else TaskState.RUNNING, b"out")
+
+    async def list_tasks(self, *, limit: int = 100) -> Sequence[TaskInfo]:
+        self._note("list_tasks", limit)
+        return [task(state) for state in TaskState]
+
+    async def cancel_task(self, task_id: str, *, reason: str = "") -> TaskInfo:
+        self._note("cancel_task", (task_id, reason))
+        return task(TaskState.CANCELLED)
+
+    async def read_log(self, task_id: str, *, cursor: int = 0, wait: bool = False) -> LogChunk:
+        self._note("read_log", (task_id, cursor, wait))
+        entry = LogEntry(
+            seq=cursor + 1, ts=1.0, level="info", source="guest", message="hi", execution_id="e"
+        )
+        return LogChunk(entries=(entry,), cursor=cursor + 1, finished=cursor >= 2)
+
+    async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
+        self._note("deploy", upload)
+        return ARTIFACT
+
+    async def list_artifacts(self) -> Sequence[ArtifactInfo]:
+        self._note("list_artifacts")
+        return [ARTIFACT]
+
+    async def get_artifact(self, ref: str) -> ArtifactDetails:
+        self._note("get_artifact", ref)
+        settings = ArtifactSettings(env={"A": "b"}, args=("x",))
+        return ArtifactDetails(info=ARTIFACT, settings=settings, bundle=False, reuse=True)
+
+    async def set_latest(self, name: str, version: int) -> ArtifactInfo:
+        self._note("set_latest", (name, version))
+        return ARTIFACT
+
+    async def set_artifact_state(
+        self, name: str, version: int, state: ArtifactState
+    ) -> ArtifactInfo:
+        self._note("set_artifact_state", (name, version, state))
+        return attrs.evolve(ARTIFACT, state=state)
+
+    async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
+        self._note("delete_artifact", (name, version))
+        return 2 if version is None else 1
+
+    async def list_instances(self) -> Sequence[InstanceInfo]:
+        self._note("list_instances")
+        return [
+            InstanceInfo(
+                instance_id="i",
+                runtime="wasm",
+                artifact="f@2",
+                state=InstanceState.READY,
+                created_at=1.0,
+                executions=3,
+                pid=None,
+                cpu_seconds=0.0,
+                memory_bytes=None,
+            )
+        ]
+
+    async def list_plugins(self) -> Sequence[PluginInfo]:
+        self._note("list_plugins")
+        return [
+            PluginInfo(
+                name="p",
+                distribution="d",
+                version="1",
+                provides=("runtime:x",),
+                state="loaded",
+                reason="",
+                health="healthy",
+            )
+        ]
+
+    async def status(self) -> NodeStatus:
+        self._note("status")
+        runtime = RuntimeInfo(name="wasm", health="healthy", message="", details={"a": "b"})
+        return NodeStatus(
+            node_id="n",
+            version="1",
+            pid=4,
+            started_at=1.0,
+            state_dir="/x",
+            running=1,
+            queued=2,
+            instances=3,
+            total_executions=4,
+            successful_executions=3,
+            failed_executions=1,
+            average_execution_time_ms=1.5,
+            runtimes=(runtime,),
+        )
+
+    async def metrics(self) -> NodeMetrics:
+        self._note("metrics")
+        histogram = Histogram(bounds_s=(0.1, 1.0), counts=(1, 2, 3), sum_s=1.5)
+        total = ExecutionMetrics(total_executions=6, execution_time=histogram, queue_time=histogram)
+        return NodeMetrics(node_id="n", total=total, errors=(("unknown", 3),))
+
+
+@attrs.frozen
+class Door:
+    """An open front door."""
+
+    node: TableNode
+    url: str
+    api: NodeApi
+
+
+@asynccontextmanager
+async def serve(
+    folder: Path, node: NodeApi, config: DoorConfig | None = None
+) -> AsyncIterator[str]:
+    """A door before that node; yields its URL."""
+    state = folder / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
+    context = FrontDoorContext(plugin=make_context(folder), node=node, node_dir=state)
+    async with plugin.open_door(context, config or DoorConfig()) as url:
+        yield url
+
+
+@pytest.fixture(name="serve")
+def _serve() -> Callable[..., AbstractAsyncContextManager[str]]:
+    return serve
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[Door]:
+    """A door on a Unix socket, and a client that has come through it."""
+    node = TableNode()
+    async with serve(tmp_path, node) as url, plugin.connect(url) as api:
+        yield Door(node, url, api)
+
+
+@pytest.fixture
+def table_node() -> type[TableNode]:
+    return TableNode
