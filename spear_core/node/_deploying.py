@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from spear_core._requirements import check_requirement
 from spear_core.api import (
     ArtifactDetails,
     ArtifactInfo,
@@ -61,6 +62,7 @@ class Deployer:
     async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
         """See :meth:`NodeApi.deploy`."""
         _check_settings(upload)
+        self._executor.check_room_for(upload.name, upload.resources)
         self._secrets.check(upload.name, upload.secrets)
         self._artifacts.check_dependencies(upload.name, upload.dependencies)
         staged = await self._artifacts.stage(upload)
@@ -189,3 +191,8 @@ def _check_settings(upload: ArtifactUpload) -> None:
             )
         if name in upload.env:
             raise InvalidRequestError(f"{name} is both a variable in env and a secret")
+    for requirement in upload.requirements:
+        try:
+            check_requirement(requirement)
+        except ValueError as error:
+            raise InvalidRequestError(f"the requirement {requirement!r}: {error}") from error
