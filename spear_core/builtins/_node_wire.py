@@ -20,6 +20,7 @@ from spear_core.api import (
     ArtifactState,
     ArtifactUpload,
     ErrorInfo,
+    ExecutionMode,
     InstanceInfo,
     InvokeRequest,
     InvokeResponse,
@@ -33,7 +34,7 @@ from spear_core.api import (
     TaskResult,
 )
 from spear_core.builtins._node_streams import ClientStream, relay
-from spear_core.errors import InvalidRequestError, ProtocolError, SpearError
+from spear_core.errors import InvalidRequestError, ProtocolError, SpearError, UnsupportedModeError
 from spear_core.rpc import Call, Reply, Stream
 from spear_core.rpc.codec import cut_text, decode_head, encode_head
 
@@ -43,6 +44,7 @@ T = TypeVar("T")
 Ask = Callable[[str, dict[str, Any], bytes], Awaitable[Reply]]
 OpenStream = Callable[[str, dict[str, Any]], AbstractAsyncContextManager[Stream]]
 
+_MODES = frozenset(mode.value for mode in ExecutionMode)
 _INLINE_OUTPUT = 4096
 """Bytes of output that go within the head; more goes as payload."""
 _LONGEST_HEAD = 60_000
@@ -83,6 +85,12 @@ async def answer(node: NodeApi, call: Call) -> Reply:
 
 
 async def _invoke(node: NodeApi, call: Call) -> Reply:
+    mode = call.args.get("mode")
+    if isinstance(mode, str) and mode not in _MODES:
+        raise UnsupportedModeError(
+            f"mode {mode!r} does not exist; an invocation is sync or async, and a stream is opened "
+            "with StreamFunction"
+        )
     request = _convert({**call.args, "payload": bytes(call.payload)}, InvokeRequest)
     return _invoked(await node.invoke(request))
 

@@ -114,11 +114,26 @@ class LocalNode(NodeApi):
             raise UnsupportedModeError(
                 "mode stream: an invocation cannot stream; call StreamFunction (NodeApi.stream)"
             )
+        if request.idempotency_key:
+            return await self._invoke_once(request)
         task = self._accept(request)
         if request.mode is ExecutionMode.ASYNC:
             self._executor.start(task)
             return self._accepted(task)
         await self._executor.run(task)
+        return _ended(task)
+
+    async def _invoke_once(self, request: InvokeRequest) -> InvokeResponse:
+        """With an idempotency key: the task belongs to no caller, so whoever lost the connection
+        can come again and find it."""
+        self._check_sizes(request)
+        task = self._tasks.same(request)
+        if task is None:
+            task = self._accept(request)
+            self._executor.start(task)
+        if request.mode is ExecutionMode.ASYNC:
+            return self._accepted(task)
+        await task.wait_final()
         return _ended(task)
 
     @asynccontextmanager
@@ -217,8 +232,11 @@ class LocalNode(NodeApi):
 
     async def cancel_task(self, task_id: str, *, reason: str = "") -> TaskInfo:
         task = self._tasks.get(task_id)
+        below = list(self._tasks.below(task))
         task.cancel(reason or "on request")
         await task.wait_final()
+        for each in below:
+            await each.wait_final()
         return task.info()
 
     async def read_log(self, task_id: str, *, cursor: int = 0, wait: bool = False) -> LogChunk:

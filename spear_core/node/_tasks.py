@@ -306,6 +306,12 @@ class TaskTable:
             )
         return parent
 
+    def below(self, task: Task) -> Iterator[Task]:
+        """Its unfinished children that end with it, theirs, and so on."""
+        for child in list(task.children.values()) if task.children else ():
+            yield child
+            yield from self.below(child)
+
     def get(self, task_id: str) -> Task:
         """By the task's or its execution's id. :raises TaskNotFoundError: unknown."""
         task = self._tasks.get(task_id) or self._by_execution.get(task_id)
