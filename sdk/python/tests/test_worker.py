@@ -190,6 +190,15 @@ def node(start_node: Any) -> Any:
     return start_node(BASICS, MINE="mine")
 
 
+FORKED = (
+    "import os, sys, spear_sdk.worker as w\n"
+    "pid = os.fork()\n"
+    "if pid == 0: os._exit(w.run_worker(os.environ['SPEAR_CHANNEL'], os.environ))\n"
+    "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+)
+"""As the zygote does it: everything imported before the fork, one call after it."""
+
+
 @pytest.mark.parametrize("address", ["unix", "tcp"])
 def test_executes_one_after_the_other_and_shuts_down(start_node: Any, address: str) -> None:
     node = start_node(BASICS, address=address)
@@ -206,6 +215,27 @@ def test_a_completed_answer_has_its_type_and_usage(node: Any) -> None:
     assert frame.payload == b'{"item":"tea","count":2}'
     assert 0 <= usage["cpu_seconds"] < 5
     assert 5_000_000 < usage["peak_memory_bytes"] < 500_000_000
+
+
+def test_the_peak_of_memory_is_each_executions_own(start_node: Any) -> None:
+    node = start_node(
+        """
+        from spear_sdk import function
+
+        @function
+        def take(text: str) -> str:
+            return str(len(bytearray(int(text) << 20)))
+        """,
+        python=("-c", FORKED),
+        forked=True,
+    )
+    peaks = [
+        node.execute("take", mebibytes).head["usage"]["peak_memory_bytes"]
+        for mebibytes in (b"1", b"100", b"1")
+    ]
+    assert peaks[1] > peaks[0] + (90 << 20)
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert peaks[2] < peaks[0] + (50 << 20)
 
 
 def test_the_context_knows_its_call(node: Any) -> None:
@@ -703,14 +733,7 @@ def test_started_by_hand_it_says_who_starts_it() -> None:
 
 
 def test_runs_in_a_forked_child(start_node: Any) -> None:
-    """As the zygote does it: everything imported before the fork, one call after it."""
-    program = (
-        "import os, sys, spear_sdk.worker as w\n"
-        "pid = os.fork()\n"
-        "if pid == 0: os._exit(w.run_worker(os.environ['SPEAR_CHANNEL'], os.environ))\n"
-        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
-    )
-    node = start_node(BASICS, python=("-c", program), forked=True)
+    node = start_node(BASICS, python=("-c", FORKED), forked=True)
     assert node.output(payload=b"x") == b"x"
     assert node.shut_down() == 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import sys
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from spear_sdk._output import encode_output
 from spear_sdk._report import error_of, traceback_of
 from spear_sdk._stream import MAX_CHUNK, WorkerStream
 from spear_sdk._tracing import continue_trace
+from spear_sdk._usage import Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Worker:
         self._stopping = False
         self._backends: dict[str, AsyncioBackend | TrioBackend] = {}
         self._logging_ready = False
-        self._cpu_seconds = 0.0
+        self._usage = Usage()
         self._completed_heads: dict[str, bytes] = {}
 
     def serve(self, secret: str) -> None:
@@ -87,8 +87,7 @@ class Worker:
         self._channel.watch()
         self._load()
         self._channel.unwatch()
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        self._cpu_seconds = usage.ru_utime + usage.ru_stime
+        self._usage.take()
         while self._queue or not self._stopping:
             if self._queue:
                 self._execute(self._queue.popleft())
@@ -195,6 +194,7 @@ class Worker:
         context = Running.context = execution.context
         token = current.set(context)
         end_trace = continue_trace(context.trace)
+        self._usage.restart()
         self._running = execution
         self._channel.watch()
         try:
@@ -234,7 +234,7 @@ class Worker:
         start = self._completed_heads.get(content_type)
         if start is None:
             start = self._completed_heads[content_type] = _completed_head(content_type)
-        return start + self._usage(), output
+        return start + self._usage_head(), output
 
     def _output_of(self, value: Any, entry: Entry, execution: Execution) -> tuple[f.Buffer, str]:
         """What is left to answer, and its type, once a stream has got its chunks."""
@@ -284,14 +284,12 @@ class Worker:
         elif not isinstance(exc, FunctionError):
             self._hostcalls.log(context, "error", traceback_of(exc))
         failed = {"status": "failed", "error": error_of(exc)}
-        return b"\x83" + pack(failed)[1:] + self._usage()
+        return b"\x83" + pack(failed)[1:] + self._usage_head()
 
-    def _usage(self) -> bytes:
-        """The `usage` of a head: what the process has used since it was last asked."""
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        cpu_seconds = usage.ru_utime + usage.ru_stime
-        spent, self._cpu_seconds = cpu_seconds - self._cpu_seconds, cpu_seconds
-        return _USAGE + _F64.pack(0xCB, spent) + _PEAK + _U64.pack(0xCF, usage.ru_maxrss * 1024)
+    def _usage_head(self) -> bytes:
+        """The `usage` of a head: what the process has used for this execution."""
+        cpu_seconds, peak_bytes = self._usage.take()
+        return _USAGE + _F64.pack(0xCB, cpu_seconds) + _PEAK + _U64.pack(0xCF, peak_bytes)
 
 
 def _completed_head(content_type: str) -> bytes:
