@@ -10,8 +10,11 @@ import attrs
 import pytest
 
 from spear_core.api import (
+    ArtifactDetails,
     ArtifactInfo,
     ArtifactMetrics,
+    ArtifactSettings,
+    ArtifactState,
     ArtifactUpload,
     ErrorInfo,
     ExecutionMetrics,
@@ -29,6 +32,9 @@ from spear_core.api import (
     NodeMetrics,
     NodeStatus,
     PluginInfo,
+    PoolSettings,
+    Resources,
+    RetryPolicy,
     RuntimeInfo,
     TaskInfo,
     TaskResult,
@@ -80,17 +86,39 @@ ARTIFACT = ArtifactInfo(
     created_at=1.5,
     in_use=0,
 )
+DISABLED = attrs.evolve(ARTIFACT, state=ArtifactState.DISABLED, latest=False, message="x")
+SETTINGS: dict[str, Any] = {
+    "env": {"A": "b"},
+    "secrets": {"KEY": "openai"},
+    "args": ("-x",),
+    "limits": Limits(memory_bytes=1 << 20),
+    "resources": Resources(cpu=0.5, memory_bytes=7),
+    "required_isolation": IsolationLevel.LIMITS,
+    "timeout_s": 2.0,
+    "idempotent": True,
+    "retry": RetryPolicy(attempts=4, jitter=0.0),
+    "max_concurrent": 3,
+    "concurrency": 2,
+    "weight": 0.5,
+    "pool": PoolSettings(min_instances=1, selection="round_robin"),
+    "requirements": ("six>=1",),
+    "dependencies": ("g", "h@2"),
+}
+DETAILS = ArtifactDetails(
+    info=ARTIFACT,
+    settings=ArtifactSettings(entry="e", **SETTINGS),
+    bundle=True,
+    reuse=False,
+    dependents=("k@1",),
+)
 UPLOAD = ArtifactUpload(
     name="f",
     filename="f.wasm",
     content=b"\x00asm" * 10,
-    env={"A": "b"},
-    args=("-x",),
-    limits=Limits(memory_bytes=1 << 20),
-    required_isolation=IsolationLevel.LIMITS,
+    bundle=True,
     reuse=False,
-    timeout_s=2.0,
     executable=True,
+    **SETTINGS,
 )
 STATUS = NodeStatus(
     node_id="n1",
@@ -154,6 +182,9 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
     ),
     ("deploy", (UPLOAD,), {}, ARTIFACT),
     ("list_artifacts", (), {}, [ARTIFACT] * 2),
+    ("get_artifact", ("f@3",), {}, DETAILS),
+    ("set_latest", ("f", 3), {}, ARTIFACT),
+    ("set_artifact_state", ("f", 3, ArtifactState.DISABLED), {}, DISABLED),
     ("delete_artifact", ("f",), {"version": None}, 3),
     ("delete_artifact", ("f",), {"version": 2}, 1),
     ("list_instances", (), {}, [INSTANCE]),
@@ -320,3 +351,16 @@ async def test_settings_that_are_too_large_are_refused_clearly(
         with pytest.raises(InvalidRequestError, match="settings of 'f'"):
             await client.deploy(upload)
     assert node.calls == []
+
+
+@pytest.mark.parametrize(("bundle", "packed"), [(True, " when packed"), (False, "")])
+async def test_code_that_is_too_large_for_a_message_is_refused_before_it_is_sent(
+    open_door: OpenDoor, scripted: Scripted, bundle: bool, packed: str
+) -> None:
+    upload = attrs.evolve(UPLOAD, content=bytes((64 << 20) + 1), bundle=bundle)
+    node = scripted(deploy=ARTIFACT)
+    async with open_door(node) as url, connect(url) as api:
+        with pytest.raises(InvalidRequestError, match=rf"67108865 bytes{packed}; .*exclude"):
+            await api.deploy(upload)
+        assert node.calls == []
+        await api.deploy(attrs.evolve(upload, content=bytes(64 << 20)))

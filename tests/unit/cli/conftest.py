@@ -86,6 +86,8 @@ class FakeNode(NodeApi):
     def __init__(self) -> None:
         self.uploads: list[ArtifactUpload] = []
         self.latest: dict[str, int] = {}
+        self.deploying: ArtifactUpload | None = None
+        self.preparing = ""
         self.states: dict[tuple[str, int], ArtifactState] = {}
         self.requests: list[InvokeRequest] = []
         self.tasks: dict[str, TaskInfo] = {}
@@ -203,7 +205,9 @@ class FakeNode(NodeApi):
         )
 
     async def deploy(self, upload: ArtifactUpload) -> ArtifactInfo:
+        self.deploying = upload
         await trio.sleep(self.deploying_s)
+        self.deploying = None
         self.uploads.append(upload)
         return self._artifact(upload, len(self.uploads))
 
@@ -250,7 +254,12 @@ class FakeNode(NodeApi):
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
         await trio.lowlevel.checkpoint()
-        return [self._artifact(upload, n) for n, upload in enumerate(self.uploads, 1)]
+        found = [self._artifact(upload, n) for n, upload in enumerate(self.uploads, 1)][::-1]
+        if self.deploying is not None:
+            info = self._artifact(self.deploying, len(found) + 1)
+            state = ArtifactState.PREPARING
+            found.insert(0, attrs.evolve(info, state=state, message=self.preparing))
+        return found
 
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
         await trio.lowlevel.checkpoint()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from spear_core.api import IsolationLevel, Limits
+from spear_core.api import ArtifactState, IsolationLevel, Limits
 from spear_core.cli._upload import name_for
 
 
@@ -113,3 +113,106 @@ def test_progress_is_shown_on_a_terminal_when_it_takes_long(
     assert "deploying" not in spear("deploy", str(script)).err
     node.deploying_s = 0.0
     assert "deploying" not in terminal(lambda: spear("deploy", str(script)), "stderr")
+
+
+# --- spear.toml ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "main.py").write_text("import part\n")
+    (root / "part.py").write_text("")
+    (root / "spear.toml").write_text(
+        """
+        name = "answers"
+        file = "main.py"
+        entry = "main"
+        timeout = "2m"
+        args = ["-x"]
+        env = { A = "file", B = "file" }
+        secrets = { KEY = "openai" }
+        requirements = ["six"]
+        limits = { memory = "64MiB", processes = 3 }
+        """
+    )
+    return root
+
+
+@pytest.mark.parametrize("which", ["", "spear.toml", "main"])
+def test_a_directory_is_deployed_as_its_spear_toml_says(
+    spear: Any, node: Any, project: Path, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if which == "":
+        monkeypatch.chdir(project)
+        told = spear("deploy")
+    elif which == "main":
+        told = spear("deploy", f"{project}:other")
+    else:
+        told = spear("deploy", str(project / which))
+    assert told.text == "answers@1\n"
+    (upload,) = node.uploads
+    assert (upload.filename, upload.bundle) == ("main.py", True)
+    assert upload.entry == ("other" if which == "main" else "main")
+    assert (upload.timeout_s, upload.args) == (120.0, ("-x",))
+    assert (upload.secrets, upload.requirements) == ({"KEY": "openai"}, ("six",))
+
+
+def test_options_win_over_the_file(spear: Any, node: Any, project: Path) -> None:
+    options = (
+        *("--name", "n", "--timeout", "5", "--env", "A=option", "--secret", "MORE=key"),
+        *("--arg", "-y", "--memory", "1GiB", "-r", "humanize>=4", "--fresh"),
+    )
+    told = spear("deploy", str(project), *options)
+    assert told.code == 0, told.err
+    (upload,) = node.uploads
+    assert (upload.name, upload.timeout_s, upload.args, upload.reuse) == ("n", 5.0, ("-y",), False)
+    assert upload.env == {"A": "option", "B": "file"}
+    assert upload.secrets == {"KEY": "openai", "MORE": "key"}
+    assert upload.limits == Limits(memory_bytes=1 << 30, processes=3)
+    assert upload.requirements == ("six", "humanize>=4")
+
+
+def test_every_mistake_of_the_file_is_shown(spear: Any, node: Any, project: Path) -> None:
+    (project / "spear.toml").write_text('fil = "main.py"\ntimeout = "soon"\n')
+    told = spear("deploy", str(project))
+    assert told.code == 2
+    for line in (
+        *("fil: unknown key; did you mean 'file'?", "timeout: 'soon' is no duration"),
+        "file: required, and not set",
+    ):
+        assert line in told.err
+    assert node.uploads == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--secret", "KEY"], "--secret KEY: write VARIABLE=NAME"),
+        (["--secret", "=x"], "write VARIABLE=NAME"),
+        (["--requirement", "-e ."], "options for the installer have no place here"),
+    ],
+)
+def test_mistakes_in_options(
+    spear: Any, node: Any, script: Path, options: list[str], said: str
+) -> None:
+    told = spear("deploy", str(script), *options)
+    assert told.code == 2
+    assert said in told.err
+
+
+def test_a_version_that_is_disabled_draws_a_warning(spear: Any, node: Any, script: Path) -> None:
+    node.states["hello", 1] = ArtifactState.DISABLED
+    told = spear("deploy", str(script), "--name", "hello")
+    assert told.text == "hello@1\n"
+    assert "spear artifacts enable hello@1" in told.err
+
+
+def test_a_terminal_shows_what_the_node_does(
+    spear: Any, node: Any, script: Path, terminal: Any
+) -> None:
+    node.deploying_s = 1.5
+    node.preparing = "installing 3 requirements"
+    shown = terminal(lambda: spear("deploy", str(script), "--name", "n"), "stderr")
+    assert "deploying n (10 B): installing 3 requirements" in shown
