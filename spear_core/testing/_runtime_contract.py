@@ -35,6 +35,7 @@ from spear_core.errors import ChannelError, InstanceError, UnsupportedArtifactEr
 from spear_core.testing._fakes import FakeHostcalls, make_context, open_channels
 from spear_core.testing._promise import promise
 from spear_core.testing._resources import Resources, busy_share
+from spear_core.testing._stream_contract import StreamingPromises
 
 __all__ = ["RuntimeContract", "Sample"]
 
@@ -148,7 +149,7 @@ def _assert_completed(response: ExecutionResponse, payload: bytes) -> None:
     assert response.payload == payload
 
 
-class RuntimeContract:
+class RuntimeContract(StreamingPromises):
     """What every runtime promises. Subclass it, set :attr:`spec` and give sample code::
 
         class TestUpper(RuntimeContract):
@@ -220,10 +221,16 @@ class RuntimeContract:
 
     def test_capabilities_and_samples_agree(self) -> None:
         """Every capability that is declared is tested, so its sample is there."""
-        needed = {Capability.CANCEL: "loops", Capability.MEMORY_LIMIT: "hungry"}
+        needed = (
+            (Capability.CANCEL, "loops"),
+            (Capability.MEMORY_LIMIT, "hungry"),
+            (Capability.STREAM, "streams"),
+            (Capability.STREAM, "floods"),
+            (Capability.STREAM, "loops"),
+        )
         missing = [
             name
-            for capability, name in needed.items()
+            for capability, name in needed
             if capability in self.spec.capabilities and getattr(self, name) is None
         ]
         assert missing == [], "capabilities without the sample that shows them"
@@ -235,7 +242,16 @@ class RuntimeContract:
     def test_recognises_its_own_files_only(self, tmp_path: Path) -> None:
         """``recognise``: a shape for the samples, ``None`` for others; it reads no files and never
         raises."""
-        names = ("echo", "fails", "loops", "hungry", "logs", "malformed")
+        names = (
+            "echo",
+            "fails",
+            "loops",
+            "hungry",
+            "logs",
+            "malformed",
+            "streams",
+            "floods",
+        )
         for sample in filter(None, (getattr(self, name) for name in names)):
             content = sample.content.encode() if isinstance(sample.content, str) else sample.content
             where = tmp_path / "absent" / sample.filename

@@ -45,6 +45,8 @@ class TestCommand(OwnChannels):
     hungry = Sample(filename="hungry.py", content="x = b'x' * (256 << 20)\nprint(len(x))\n")
     logs = Sample(filename="logs.sh", content="#!/bin/sh\necho hello from the guest >&2\n")
     malformed = Sample(filename="malformed", content="#!/no/such/interpreter\n")
+    streams = Sample(filename="streams.sh", content="#!/bin/sh\nexec cat\n")
+    floods = Sample(filename="floods.sh", content="#!/bin/sh\nexec yes\n")
 
 
 class TestCommandDegraded(TestCommand):
@@ -59,6 +61,30 @@ class TestAgent(OwnChannels):
     loops = agent("while True: pass")
     hungry = agent("x = b'x' * (256 << 20)\nreturn b'%d' % len(x)")
     logs = agent("print('hello from the guest')\nreturn data")
+    streams = Sample(
+        filename="streams.py",
+        content="""
+from collections.abc import AsyncIterator
+from spear_sdk import function
+
+@function
+async def main(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+""",
+    )
+    floods = Sample(
+        filename="floods.py",
+        content="""
+from collections.abc import Iterator
+from spear_sdk import function
+
+@function
+def main(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    while True:
+        yield bytes(4096)
+""",
+    )
 
 
 class TestAgentDegraded(TestAgent):

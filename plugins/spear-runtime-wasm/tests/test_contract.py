@@ -44,3 +44,57 @@ class TestWasmRuntime(RuntimeContract):
             (drop (call $log (i32.const 2) (i32.const 0) (i32.const 20))) {SAME}))""",
     )
     malformed = Sample(filename="malformed.wasm", content=b"\0asm\x01\0\0\0\x99")
+    streams = Sample(
+        filename="streams.wat",
+        content="""(module
+          (import "spear" "input_len" (func $len (result i32)))
+          (import "spear" "input_read" (func $read (param i32 i32) (result i32)))
+          (import "spear" "output_write" (func $write (param i32 i32) (result i32)))
+          (memory (export "memory") 64)
+          (func (export "_start") (local $size i32)
+            (loop $again
+              (local.set $size (call $len))
+              (if (local.get $size) (then
+                (i32.store (i32.const 0) (local.get $size))
+                (if (i32.lt_s (call $read (i32.const 8) (i32.const 0)) (i32.const 0))
+                  (then unreachable))
+                (if (call $write (i32.const 8) (local.get $size)) (then unreachable))
+                (br $again))))))""",
+    )
+    floods = Sample(
+        filename="floods.wat",
+        content="""(module
+          (import "wasi_snapshot_preview1" "fd_write"
+            (func $write (param i32 i32 i32 i32) (result i32)))
+          (memory (export "memory") 2)
+          (func (export "_start")
+            (i32.store (i32.const 0) (i32.const 64))
+            (i32.store (i32.const 4) (i32.const 4096))
+            (loop $again
+              (br_if $again (i32.eqz (call $write
+                (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))))))""",
+    )
+
+
+class TestWasiCommand(TestWasmRuntime):
+    """The same with guests that know nothing of SPEAR."""
+
+    streams = Sample(
+        filename="cat.wat",
+        content="""(module
+          (import "wasi_snapshot_preview1" "fd_read"
+            (func $read (param i32 i32 i32 i32) (result i32)))
+          (import "wasi_snapshot_preview1" "fd_write"
+            (func $write (param i32 i32 i32 i32) (result i32)))
+          (memory (export "memory") 2)
+          (func (export "_start")
+            (loop $again
+              (i32.store (i32.const 0) (i32.const 64))
+              (i32.store (i32.const 4) (i32.const 65536))
+              (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))
+              (i32.store (i32.const 4) (i32.load (i32.const 16)))
+              (if (i32.load (i32.const 16)) (then
+                (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
+                (br $again))))))""",
+    )
+    echo = streams

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ import trio
 from spear_core.api import (
     Artifact,
     Capability,
+    DuplexStream,
     ErrorInfo,
     ExecutionRequest,
     ExecutionResponse,
@@ -32,15 +34,19 @@ from spear_core.api import (
     Runtime,
     RuntimeInstanceId,
     RuntimeSpec,
+    StreamingInstance,
 )
 from spear_core.errors import (
     InstanceError,
     UnsupportedArtifactError,
 )
+from spear_core.rpc import FarEnd, open_local_stream
 from spear_core.testing import (
     RuntimeContract,
     Sample,
 )
+
+WORDS = ("echo", "fail", "loop", "hungry", "log", "stream", "flood")
 
 
 @attrs.frozen(kw_only=True)
@@ -48,7 +54,7 @@ class NoConfig:
     """Nothing to set."""
 
 
-class SoundInstance(Instance):
+class SoundInstance(StreamingInstance):
     """Runs a guest whose code is one word; a loop is a real process."""
 
     def __init__(self, spec: InstanceSpec, context: PluginContext) -> None:
@@ -84,6 +90,48 @@ class SoundInstance(Instance):
     async def _loop(self) -> None:
         await trio.run_process([sys.executable, "-S", "-c", "while True: pass"])
 
+    @asynccontextmanager
+    async def stream(
+        self, request: ExecutionRequest
+    ) -> AsyncGenerator[DuplexStream[ExecutionResponse], None]:
+        async with open_local_stream(partial(self._stream, request)) as stream:
+            yield stream
+
+    async def _stream(self, request: ExecutionRequest, far: FarEnd) -> ExecutionResponse:
+        word = self._artifact.path.read_text()
+        try:
+            if word == "stream":
+                return await self._stream_back(far)
+            if word == "flood":
+                while True:
+                    await self._flood(far)
+            if word == "loop":
+                await self._loop()
+            payload = b"".join(await self._read_all(far))
+            response = await self._run(word, attrs.evolve(request, payload=payload))
+            await far.send(response.payload)
+            return attrs.evolve(response, payload=b"")
+        finally:
+            self._executions += 1
+
+    async def _stream_back(self, far: FarEnd) -> ExecutionResponse:
+        try:
+            while True:
+                await far.send(await far.receive())
+        except trio.EndOfChannel:
+            return ExecutionResponse.completed(b"")
+
+    async def _read_all(self, far: FarEnd) -> list[bytes]:
+        parts = []
+        try:
+            while True:
+                parts.append(await far.receive())
+        except trio.EndOfChannel:
+            return parts
+
+    async def _flood(self, far: FarEnd) -> None:
+        await far.send(bytes(4096))
+
     async def check_health(self) -> None:
         await trio.lowlevel.checkpoint()
         if not self._fit:
@@ -111,7 +159,7 @@ class SoundRuntime(Runtime):
 
     async def prepare(self, artifact: Artifact) -> None:
         await trio.lowlevel.checkpoint()
-        if artifact.path.read_text() not in ("echo", "fail", "loop", "hungry", "log"):
+        if artifact.path.read_text() not in WORDS:
             raise UnsupportedArtifactError(f"{artifact.filename}: no such word")
 
     @asynccontextmanager
@@ -152,6 +200,8 @@ class Words(RuntimeContract):
     hungry = Sample(filename="hungry.word", content="hungry")
     logs = Sample(filename="logs.word", content="log")
     malformed = Sample(filename="malformed.word", content="nonsense")
+    streams: ClassVar[Sample | None] = Sample(filename="streams.word", content="stream")
+    floods = Sample(filename="floods.word", content="flood")
 
 
 class TestSoundRuntime(Words):
@@ -534,3 +584,206 @@ class TestCannotShowCancel(RuntimeMutant):
     caught_by = "test_capabilities_and_samples_agree"
     spec = runtime_spec(SoundRuntime)
     loops = None
+
+
+class TestStreamsNothing(RuntimeMutant):
+    """A runtime that declares STREAM and makes instances that cannot."""
+
+    caught_by = "test_instances_stream_if_declared"
+
+    class Planted(Instance):
+        def __init__(self, spec: InstanceSpec, context: PluginContext) -> None:
+            self.id = spec.id
+            self._sound = SoundInstance(spec, context)
+            self.execute = self._sound.execute  # type: ignore[method-assign]
+            self.check_health = self._sound.check_health  # type: ignore[method-assign]
+            self.wait_failed = self._sound.wait_failed  # type: ignore[method-assign]
+            self.statistics = self._sound.statistics  # type: ignore[method-assign]
+
+        execute: Any = None
+        check_health: Any = None
+        wait_failed: Any = None
+        statistics: Any = None
+
+    spec = with_instance(Planted)  # type: ignore[arg-type]
+
+
+class TestStreamsWithoutASample(RuntimeMutant):
+    """A runtime that declares STREAM and gives no sample that shows it."""
+
+    caught_by = "test_capabilities_and_samples_agree"
+    streams = None
+    spec = runtime_spec(SoundRuntime)
+
+
+class TestStreamsAtTheEnd(RuntimeMutant):
+    """A stream whose output comes when the input has ended."""
+
+    caught_by = "test_stream_gives_output_before_the_input_ends"
+
+    class Planted(SoundInstance):
+        async def _stream_back(self, far: FarEnd) -> ExecutionResponse:
+            for part in await self._read_all(far):
+                await far.send(part)
+            return ExecutionResponse.completed(b"")
+
+    spec = with_instance(Planted)
+
+
+class TestStreamResultHasOutput(RuntimeMutant):
+    """A stream whose result has the output once more."""
+
+    caught_by = "test_stream_gives_output_before_the_input_ends"
+
+    class Planted(SoundInstance):
+        async def _stream_back(self, far: FarEnd) -> ExecutionResponse:
+            response = await super()._stream_back(far)
+            return attrs.evolve(response, payload=b"once more")
+
+    spec = with_instance(Planted)
+
+
+class TestStreamCutsChunks(RuntimeMutant):
+    """A stream that passes on the first 64 KiB of each chunk."""
+
+    caught_by = "test_stream_carries_much_unchanged"
+
+    class Planted(SoundInstance):
+        async def _stream_back(self, far: FarEnd) -> ExecutionResponse:
+            try:
+                while True:
+                    await far.send((await far.receive())[:65536])
+            except trio.EndOfChannel:
+                return ExecutionResponse.completed(b"")
+
+    spec = with_instance(Planted)
+
+
+class TestStreamBuffersInput(RuntimeMutant):
+    """A stream that takes all its sender has, whether anybody receives or not."""
+
+    caught_by = "test_slow_stream_reader_stops_the_sender"
+
+    class Planted(SoundInstance):
+        async def _stream_back(self, far: FarEnd) -> ExecutionResponse:
+            send, receive = trio.open_memory_channel[bytes](1 << 30)
+
+            async def buffer() -> None:
+                async with send:
+                    for part in await self._read_all(far):
+                        await send.send(part)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(buffer)
+                async for part in receive:
+                    await far.send(part)
+            return ExecutionResponse.completed(b"")
+
+    spec = with_instance(Planted)
+
+
+class TestStreamBuffersOutput(RuntimeMutant):
+    """A stream that keeps all that its guest writes until somebody receives it."""
+
+    caught_by = "test_slow_stream_reader_stops_the_guest"
+
+    class Planted(SoundInstance):
+        async def _flood(self, far: FarEnd) -> None:
+            kept = []
+            with trio.move_on_after(1.5):
+                while len(kept) < 100:
+                    kept.append(bytearray(b"x" * (1 << 20)))
+                    await trio.sleep(0.01)
+            await far.send(bytes(kept[0][:4096]))
+
+    spec = with_instance(Planted)
+
+
+class TestStreamGuestRunsOn(RuntimeMutant):
+    """A stream whose guest runs on when its block is left."""
+
+    caught_by = "test_leaving_a_stream_stops_the_guest"
+
+    class Planted(SoundInstance):
+        async def _loop(self) -> None:
+            code = "import time; t = time.time()\nwhile time.time() < t + 3: pass"
+            subprocess.Popen([sys.executable, "-S", "-c", code])
+            await trio.sleep_forever()
+
+    spec = with_instance(Planted)
+
+
+class TestStreamLeavesWaiters(RuntimeMutant):
+    """A stream that lets who waits for it wait on when its block is over."""
+
+    caught_by = "test_end_of_a_stream_wakes_who_waits"
+
+    class Planted(SoundInstance):
+        @asynccontextmanager
+        async def stream(
+            self, request: ExecutionRequest
+        ) -> AsyncGenerator[DuplexStream[ExecutionResponse], None]:
+            async with super().stream(request) as stream:
+                stream.receive = trio.sleep_forever  # type: ignore[method-assign]
+                yield stream
+
+    spec = with_instance(Planted)
+
+
+class TestStreamWrapsExceptions(RuntimeMutant):
+    """A stream whose block's exception comes out in a group."""
+
+    caught_by = "test_exception_in_a_stream_passes"
+
+    class Planted(SoundInstance):
+        @asynccontextmanager
+        async def stream(
+            self, request: ExecutionRequest
+        ) -> AsyncGenerator[DuplexStream[ExecutionResponse], None]:
+            async with super().stream(request) as stream, trio.open_nursery():
+                yield stream
+
+    spec = with_instance(Planted)
+
+
+class TestStreamHidesFailure(RuntimeMutant):
+    """A stream that ends well although its guest has failed."""
+
+    caught_by = "test_failure_in_a_stream_is_a_response"
+
+    class Planted(SoundInstance):
+        async def _stream(self, request: ExecutionRequest, far: FarEnd) -> ExecutionResponse:
+            await super()._stream(request, far)
+            return ExecutionResponse.completed(b"")
+
+    spec = with_instance(Planted)
+
+
+class TestStreamTakesTheFirstChunk(RuntimeMutant):
+    """A stream that gives a guest which wants its input whole the first chunk."""
+
+    caught_by = "test_guest_that_does_not_stream_gets_its_input_whole"
+
+    class Planted(SoundInstance):
+        async def _read_all(self, far: FarEnd) -> list[bytes]:
+            return [await far.receive()]
+
+    spec = with_instance(Planted)
+
+
+class TestStreamUsesUp(RuntimeMutant):
+    """An instance that executes nothing any more once it has streamed."""
+
+    caught_by = "test_streams_and_executions_take_turns"
+
+    class Planted(SoundInstance):
+        async def _stream(self, request: ExecutionRequest, far: FarEnd) -> ExecutionResponse:
+            self._fit = False
+            return await super()._stream(request, far)
+
+        async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
+            if not self._fit:
+                raise InstanceError("used up")
+            return await super().execute(request)
+
+    spec = with_instance(Planted)
