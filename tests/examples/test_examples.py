@@ -47,6 +47,40 @@ def test_research_agent_without_a_question(run: Run, examples: Path) -> None:
     assert "Traceback" not in told.err
 
 
+def test_city_report(run: Run, examples: Path) -> None:
+    table = examples / "data" / "seattle-weather.csv"
+    agent = f"{examples / 'city-report' / 'city_report.py'}:report"
+    told = run(agent, "--input-file", str(table))
+    assert told.status == 0, told.err
+    answer = json.loads(told.out)
+    days = list(csv.DictReader(table.read_text("utf-8").splitlines()))
+    assert answer["wettest"]["millimetres"] == max(float(d["precipitation"]) for d in days)
+    assert answer["warmest"]["celsius"] == max(float(d["temp_max"]) for d in days)
+    assert answer["kinds"]["snow"] == sum(d["weather"] == "snow" for d in days)
+    assert "joined 3 answers" in told.err
+
+
+def test_city_report_of_something_else(run: Run, examples: Path) -> None:
+    agent = f"{examples / 'city-report' / 'city_report.py'}:report"
+    told = run(agent, "--input", "a,b\n1,2\n")
+    assert told.status == 1
+    assert "no report: this is no weather table" in told.err
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.slow
+def test_timeline_agent(run: Run, examples: Path) -> None:
+    text = examples / "timeline-agent" / "space.txt"
+    told = run(examples / "timeline-agent", "--input-file", str(text))
+    assert told.status == 0, told.err
+    assert told.out.decode().splitlines() == [
+        "- Explorer 1: 3 months after Sputnik",
+        "- Vostok 1: 3 years after Explorer 1",
+        "- Apollo 11: 8 years after Vostok 1",
+    ]
+    assert "info: 4 events" in told.err
+
+
 def test_shell_pipeline(run: Run, examples: Path) -> None:
     table = examples / "data" / "zone1970.tab"
     told = run(examples / "shell-pipeline" / "zones-by-region.sh", "--input-file", str(table))

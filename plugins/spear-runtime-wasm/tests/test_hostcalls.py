@@ -23,6 +23,9 @@ SIGNATURES = {
     "output_write": "(param i32 i32) (result i32)",
     "output_content_type": "(param i32 i32) (result i32)",
     "context_get": "(param i32 i32 i32 i32) (result i32)",
+    "call_start": "(param i32 i32 i32 i32) (result i32)",
+    "call_result": "(param i32 i32 i32) (result i32)",
+    "call_close": "(param i32) (result i32)",
 }
 TEXT, CELL, BUFFER, NUMBER = 8, 1024, 2048, 64
 """Where the guest keeps: a text argument, a length cell, an output buffer, the call's result."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from spear_core.api import Artifact, ExecutionRequest, Hostcalls
 
+from ._calls import CallTable
 from ._ffi import GuestStopError
 from ._slice import Meter
 
@@ -38,9 +39,9 @@ class Execution:
     """The state behind the host functions of one execution. Only that guest's calls touch it."""
 
     __slots__ = (
-        "_environment", "_hostcalls", "_partial", "artifact", "content_type", "input_position",
-        "max_output", "meter", "output", "request", "started", "started_wall", "stderr_tail",
-        "stdio_is_payload", "stream", "written",
+        "_calls", "_environment", "_hostcalls", "_partial", "artifact", "content_type",
+        "input_position", "max_output", "meter", "output", "request", "started", "started_wall",
+        "stderr_tail", "stdio_is_payload", "stream", "written",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +67,18 @@ class Execution:
         self.written: deque[tuple[str, str, str]] = deque(maxlen=MAX_LOG_ENTRIES)
         self.stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL)
         self._partial: dict[str, bytes] = {}
+        self._calls: CallTable | None = None
+
+    @property
+    def calls(self) -> CallTable:
+        """Other functions that it has called."""
+        if self._calls is None:
+            self._calls = CallTable(
+                self._hostcalls,
+                self.request.execution_id,
+                lambda line: self.add_log(line, "warn", "node"),
+            )
+        return self._calls
 
     def add_log(self, message: str, level: str, source: str = "guest") -> None:
         self.written.append((message, level, source))

@@ -1,4 +1,4 @@
-"""The `spear` imports of this version: log, time, input, output, context (guest ABI 4 and 17).
+"""The `spear` imports of this version: log, time, input, output, context, calls (guest ABI 4, 17).
 
 Every function takes the guest and plain integers and answers a number: 0 or more is success, less
 is `-errno` of the ABI's own table.
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import trio
 
+from ._calls import Call
 from ._execution import MAX_LINE, Execution, random_i64
 from ._ffi import Guest, GuestMemoryError, Linker
 
@@ -21,7 +22,7 @@ LEVELS = ("trace", "debug", "info", "warn", "error")
 MAX_CONTENT_TYPE = 256
 MAX_CONTEXT_NAME = 256
 
-ENOENT, E2BIG, EFAULT, EINVAL, ENOSPC, EPIPE = -2, -7, -14, -22, -28, -32
+ENOENT, E2BIG, EBADF, EFAULT, EINVAL, ENOSPC, EPIPE = -2, -7, -9, -14, -22, -28, -32
 ERRNO_NAMES = {
     1: "EPERM", 2: "ENOENT", 5: "EIO", 7: "E2BIG", 9: "EBADF", 11: "EAGAIN", 12: "ENOMEM",
     13: "EACCES", 14: "EFAULT", 17: "EEXIST", 22: "EINVAL", 28: "ENOSPC", 32: "EPIPE",
@@ -133,6 +134,32 @@ def context_get(guest: Guest, name_ptr: int, name_len: int, out_ptr: int, out_le
     return ENOENT if value is None else put(guest, out_ptr, out_len_ptr, value.encode())
 
 
+def call_start(guest: Guest, fn_ptr: int, fn_len: int, in_ptr: int, in_len: int) -> object:
+    try:
+        function = guest.read(fn_ptr, fn_len).decode("utf-8", "replace")
+        payload = guest.read(in_ptr, in_len)
+    except GuestMemoryError:
+        return EFAULT
+    return partial(guest.host.calls.start, function, payload)
+
+
+def call_result(guest: Guest, fd: int, out_ptr: int, out_len_ptr: int) -> object:
+    call = guest.host.calls.get(fd)
+    if call is None:
+        return EBADF
+    return partial(_call_result, guest, call, (out_ptr, out_len_ptr))
+
+
+async def _call_result(guest: Guest, call: Call, where: tuple[int, int]) -> int:
+    if not call.ended:
+        await guest.host.calls.finish(call)
+    return call.errno if call.output is None else put(guest, *where, call.output)
+
+
+def call_close(guest: Guest, fd: int) -> object:
+    return partial(guest.host.calls.close, fd)
+
+
 HOSTCALLS: Mapping[str, HostCall] = {
     "log": HostCall((I32, I32, I32), (I32,), log),
     "time_now_ms": HostCall(NOTHING, (I64,), time_now_ms),
@@ -145,6 +172,9 @@ HOSTCALLS: Mapping[str, HostCall] = {
     "output_write": HostCall((I32, I32), (I32,), output_write),
     "output_content_type": HostCall((I32, I32), (I32,), output_content_type),
     "context_get": HostCall((I32, I32, I32, I32), (I32,), context_get),
+    "call_start": HostCall((I32, I32, I32, I32), (I32,), call_start, waits=True),
+    "call_result": HostCall((I32, I32, I32), (I32,), call_result, waits=True),
+    "call_close": HostCall((I32,), (I32,), call_close, waits=True),
 }
 PAYLOAD_CALLS = frozenset(name for name in HOSTCALLS if name.startswith(("input_", "output_")))
 """A guest that imports one of these has no use for stdin and stdout as input and output."""
