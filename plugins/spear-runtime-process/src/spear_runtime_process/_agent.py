@@ -124,6 +124,7 @@ class AgentInstance(StreamingInstance):
             raise InstanceLostError(self._reason)
         self._executions += 1
         self._running = self._latest = request.execution_id
+        self._guest.reset_peak_memory()
         self.stdout.restart()
         self.stderr.restart()
 
