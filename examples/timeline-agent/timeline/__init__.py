@@ -1,0 +1,1 @@
+"""The parts of the example that are not the agent itself."""
