@@ -26,7 +26,8 @@ class Background:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._scopes: set[trio.CancelScope] = set()
-        self._stopped = False
+        self.stopped = False
+        """Whether what is started now would be cancelled at once."""
 
     def start_soon(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         """Run ``function(*args)`` until it returns or the block ends."""
@@ -36,7 +37,7 @@ class Background:
         try:
             await self._shielded(function, args)
         except Exception:  # barrier: a service that is cancelled takes no other one along
-            if not self._stopped:
+            if not self.stopped:
                 raise
             _log.exception("a background service ended badly")
 
@@ -44,7 +45,7 @@ class Background:
         self, function: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts]
     ) -> None:
         with trio.CancelScope(shield=True) as scope:
-            if self._stopped:
+            if self.stopped:
                 scope.cancel()
             self._scopes.add(scope)
             try:
@@ -54,7 +55,7 @@ class Background:
 
     def stop(self) -> None:
         """Cancel every service, now and from now on."""
-        self._stopped = True
+        self.stopped = True
         for scope in self._scopes:
             scope.cancel()
 

@@ -245,7 +245,7 @@ class InstancePool:
         """Start what is missing within ``max_instances``: at once for tasks that wait, after a
         pause for what is kept warm when that has failed before."""
         room = self._config.max_instances - len(self.live)
-        if self._closed or room <= 0:
+        if self._closed or self._background.stopped or room <= 0:
             return
         load, alive = self._load(), self._alive()
         needed = demanded(load) + self._checking if self._waiting else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -31,7 +32,7 @@ from spear_core.api import (
     SpearletConfig,
 )
 from spear_core.config import NodeSettings
-from spear_core.errors import SpearError
+from spear_core.errors import RuntimeUnavailableError, SpearError
 from spear_core.node import Node, open_node
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import open_background
@@ -81,6 +82,9 @@ class SteeredRuntime(Runtime):
         self.open_error: SpearError | None = None
         self.prepare_error: SpearError | None = None
         self.start_delay = 0.0
+        self.opens = 0
+        self.breaks = trio.Event()
+        self.health_answer = Fingerprint(health=Health.HEALTHY)
         self.opened: list[SteeredInstance] = []
         self.closed: list[str] = []
         self.prepared: list[str] = []
@@ -90,7 +94,13 @@ class SteeredRuntime(Runtime):
         return len(self.opened) - len(self.closed)
 
     async def fingerprint(self) -> Fingerprint:
-        return Fingerprint(health=Health.HEALTHY)
+        return self.health_answer
+
+    async def wait_broken(self) -> None:
+        """Break the runtime as a whole, once :attr:`breaks` is set; it can be opened again."""
+        await self.breaks.wait()
+        self.breaks = trio.Event()
+        raise RuntimeUnavailableError("the runtime broke")
 
     async def prepare(self, artifact: Artifact) -> None:
         await trio.lowlevel.checkpoint()
@@ -196,7 +206,12 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
         context: PluginContext, config: NoConfig
     ) -> AsyncIterator[SteeredRuntime]:
         runtime.context = context
-        yield runtime
+        runtime.opens += 1
+        opened = runtime if runtime.opens == 1 else copy.copy(runtime)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(runtime.wait_broken)
+            yield opened
+            nursery.cancel_scope.cancel()
 
     @asynccontextmanager
     async def open_it(

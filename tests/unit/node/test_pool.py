@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,34 +10,11 @@ import pytest
 import trio
 import trio.testing
 
-from spear_core.api import Artifact, InstanceState, PoolConfig, RuntimeInstanceId
+from spear_core.api import InstanceState
 from spear_core.errors import InstanceError, InstanceLostError, InstanceStartError
-from spear_core.node._background import open_background
 from spear_core.node._pool import InstancePool
 
 PoolMaker = Callable[..., Any]
-
-
-@pytest.fixture
-def open_pool(
-    runtime: Any, add_artifact: Callable[..., Awaitable[Artifact]], log: logging.Logger
-) -> PoolMaker:
-    @asynccontextmanager
-    async def open_it(**config: int) -> AsyncIterator[InstancePool]:
-        numbers = itertools.count(1)
-        async with open_background() as background:
-            yield InstancePool(
-                await add_artifact(),
-                runtime,
-                PoolConfig(**config),
-                background=background,
-                new_id=lambda: RuntimeInstanceId(
-                    runtime_type="steered", instance_id=f"i-{next(numbers)}"
-                ),
-                log=log,
-            )
-
-    return open_it
 
 
 async def test_an_instance_is_reused(open_pool: PoolMaker, runtime: Any) -> None:
