@@ -122,6 +122,26 @@ async def test_opening_and_closing_leaves_nothing(opened) -> None:
     assert not [t.name for t in threading.enumerate() if t.name == "spear-grpc"]
 
 
+async def test_calls_go_without_the_garbage_collector(opened) -> None:
+    """C-core counts calls that Python still refers to, and refuses more than its limit."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with opened(options={"grpc.max_concurrent_streams": 20}) as pair:
+            for number in range(100):
+                await pair.channel.call("/t/Echo", b"x")
+                with pytest.raises(RpcError, match="nothing here"):
+                    await pair.channel.call("/t/Fail", b"x")
+                async with pair.channel.open_call("/t/EchoStream") as call:
+                    await call.send(b"%d" % number)
+                    assert await call.receive() == b"%d" % number
+            kinds = ("ServerCall", "ClientCall", "Messages")
+            left = [o for o in gc.get_objects() if type(o).__name__ in kinds]
+            assert len(left) < 10
+    finally:
+        gc.enable()
+
+
 @pytest.mark.slow
 async def test_ten_thousand_calls_leak_nothing(opened) -> None:
     async def some(count: int) -> None:

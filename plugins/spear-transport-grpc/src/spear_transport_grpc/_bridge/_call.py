@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,9 @@ class ServerCall:
     def __init__(self, event: Event) -> None:
         self._call = event.call
         self._metadata = event.invocation_metadata
+        # not a method of ours: a call in a cycle of references stays in C-core until Python looks
+        # for those, and C-core refuses new calls on a connection that has too many
+        self._start = functools.partial(_start, self._call)
         self._messages = Messages(self._start)
         self._began = False
         self._over = False
@@ -120,15 +124,16 @@ class ServerCall:
                 await self._messages.wait_sent()
         return not self.given_up
 
-    def _start(self, operations: tuple[Any, ...], done: Callable[[Event], None]) -> bool:
-        # an error code means that `done` is never called; C-core has none that could be helped
-        return not self._call.start_server_batch(operations, done)
-
     def _on_close(self, event: Event) -> None:
         self._over = True
         if event.batch_operations[0].cancelled():
             self.given_up = True
             self.scope.cancel()
+
+
+def _start(call: Any, operations: tuple[Any, ...], done: Callable[[Event], None]) -> bool:
+    # an error code means that `done` is never called; C-core has none that could be helped
+    return not call.start_server_batch(operations, done)
 
 
 def _nothing(event: Event) -> None:

@@ -101,8 +101,9 @@ class ClientCall:
             self._call.cancel(_CANCELLED, "cancelled")
 
     async def wait_ended(self) -> None:
-        """Wait until C-core has done with the call."""
+        """Wait until C-core has done with the call; nothing more can be done with it then."""
         await self._ended.wait()
+        self._messages.release()
 
     def _operate(self, operations: tuple[Any, ...], done: Callable[[Event], None]) -> bool:
         return not self.ended and self._channel.operate(self._call, operations, done)

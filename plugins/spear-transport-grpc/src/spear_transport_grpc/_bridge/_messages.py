@@ -87,7 +87,15 @@ class Messages:
             self._sender_busy = False
         return not self._send_failed
 
+    def release(self) -> None:
+        """The call is over: let go of it, so that it goes when its last user does."""
+        self._start = _never
+
     def _on_sent(self, event: Event) -> None:
         self._sending = False
         self._send_failed = self._send_failed or not event.success
         self._sent.wake()
+
+
+def _never(operations: tuple[Any, ...], done: Callable[[Event], None]) -> bool:
+    return False

@@ -153,6 +153,7 @@ class Server:
         finally:
             with trio.CancelScope(shield=True):
                 await call.finish(error, answer)
+            error = None  # its traceback refers to this frame
 
     async def _handle(self, call: ServerCall, method: Method | None) -> bytes | None:
         if self._stopping:
