@@ -14,6 +14,8 @@ from typing import TypeVarTuple
 
 import trio
 
+from spear_core.node._log_context import working_on
+
 __all__ = ["Background", "open_background"]
 
 Ts = TypeVarTuple("Ts")
@@ -34,6 +36,7 @@ class Background:
         self._nursery.start_soon(self._run, function, args)
 
     async def _run(self, function: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts]) -> None:
+        working_on.set(None)
         try:
             await self._shielded(function, args)
         except Exception:  # barrier: a service that is cancelled takes no other one along

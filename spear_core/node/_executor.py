@@ -51,6 +51,7 @@ from spear_core.node._capacity import Capacity, node_capacity
 from spear_core.node._circuits import Circuits
 from spear_core.node._deadlines import Deadlines
 from spear_core.node._failures import as_spear_error
+from spear_core.node._log_context import working_on
 from spear_core.node._metrics import ExecutionRecorder
 from spear_core.node._pool import InstancePool, PooledInstance, describe_instance
 from spear_core.node._retries import backoff_s, is_retried
@@ -229,6 +230,7 @@ class Executor:
     async def _run(self, task: Task) -> None:
         scope = task.scope
         assert scope is not None
+        token = working_on.set(task)
         try:
             with scope:
                 await self._attempts(task)
@@ -238,6 +240,7 @@ class Executor:
                     task.cancel_reason = "its caller went away"
                 self._finish_stopped(task)
             self._end(task)
+            working_on.reset(token)
 
     async def _attempts(self, task: Task) -> None:
         """Execute until an answer comes, an error is final or the attempts are used up."""

@@ -11,6 +11,7 @@ from spear_core.node._failures import as_spear_error
 from spear_core.node._secrets import Secrets
 from spear_core.node._services import Services
 from spear_core.node._tasks import Task, TaskTable
+from spear_core.node._tracing import trace_id
 from spear_core.plugins import Plugins
 
 __all__ = ["NodeHostcalls"]
@@ -48,7 +49,9 @@ class NodeHostcalls(Hostcalls):
         if task is not None:
             level = level if level in _LEVELS else "info"
             message = self._secrets.strike(task.artifact, message)
-            task.log.append(execution_id, message, level=level, source=source)
+            task.log.append(
+                execution_id, message, level=level, source=source, trace_id=trace_id(task.trace)
+            )
 
     async def call(self, execution_id: str, name: str, payload: bytes) -> bytes:
         task = self._tasks.by_execution(execution_id)

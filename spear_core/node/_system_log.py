@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from spear_core.api import LogConfig
+from spear_core.node._log_context import task_ids
 
 __all__ = ["open_system_log"]
 
@@ -23,6 +24,7 @@ class _JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **task_ids(),
         }
         if record.exc_info:
             text = "".join(traceback.format_exception(*record.exc_info))

@@ -38,8 +38,13 @@ class TaskLog:
         self._closed = False
         self._changed: trio.Event | None = None
 
-    def append(self, execution_id: str, message: str, *, level: str, source: str) -> None:
-        """Add one entry, or count it as dropped."""
+    def append(
+        self, execution_id: str, message: str, *, level: str, source: str, trace_id: str = ""
+    ) -> None:
+        """Add one entry, or count it as dropped.
+
+        :param trace_id: for who reads the file; 32 hex digits, or empty.
+        """
         if self._closed:
             return
         entry = LogEntry(
@@ -55,6 +60,8 @@ class TaskLog:
         except UnicodeEncodeError:  # a guest's text may hold what is no character
             text = entry.message.encode("utf-8", "replace").decode()
             line = _encoder.encode(attrs.evolve(entry, message=text)) + b"\n"
+        if trace_id:
+            line = b'%s,"trace_id":"%s"}\n' % (line[:-2], trace_id.encode())
         if self._size + len(line) > self._max_bytes:
             self._drop(f"the task's log may have {self._max_bytes} bytes (logs.max_task_log_bytes)")
             return
