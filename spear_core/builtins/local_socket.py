@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,14 @@ class _Server:
 
     async def _serve(self, channel: SocketChannel) -> None:
         try:
-            _refuse_strangers(channel.socket)
+            caller = f"uid:{_known_peer(channel.socket)}"
             with trio.fail_after(_HANDSHAKE_S):
                 await welcome(channel, self._verify)
             async with open_session(
-                channel, initiator=False, handler=self._answer, on_stream=self._stream
+                channel,
+                initiator=False,
+                handler=partial(self._answer, caller),
+                on_stream=partial(self._stream, caller),
             ) as session:
                 self._sessions.add(session)
                 try:
@@ -90,10 +94,13 @@ class _Server:
         finally:
             await trio.aclose_forcefully(channel)
 
-    async def _answer(self, call: Call) -> Reply:
+    async def _answer(self, caller: str, call: Call) -> Reply:
+        if call.method == "invoke":
+            call.args.setdefault("caller", caller)
         return await answer(self._node, call)
 
-    async def _stream(self, call: Call, stream: Stream) -> Reply:
+    async def _stream(self, caller: str, call: Call, stream: Stream) -> Reply:
+        call.args.setdefault("caller", caller)
         return await serve_stream(self._node, call, stream)
 
     def _verify(self, head: dict[str, Any]) -> dict[str, Any]:
@@ -110,11 +117,13 @@ class _Server:
             await session.wait_idle()
 
 
-def _refuse_strangers(connection: socket.socket) -> None:
+def _known_peer(connection: socket.socket) -> int:
+    """The user on the other side. :raises ChannelAuthError: neither the node's own, nor root."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _pid, uid, _gid = struct.unpack("3i", credentials)
     if uid not in (0, os.geteuid()):
         raise ChannelAuthError(f"user {uid} may not use this node")
+    return int(uid)
 
 
 @asynccontextmanager

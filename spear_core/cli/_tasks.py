@@ -86,6 +86,8 @@ def finish(task: TaskInfo, *, hint: str = "") -> int:
     code = said.details.get("exit_code", "") if said else ""
     if code and code not in message:
         message = f"{message} (exit code {code})"
+    if task.attempt > 1:
+        message = f"{message} (attempt {task.attempt})"
     verb = {TaskState.CANCELLED: "was cancelled", TaskState.TIMEOUT: "ran out of time"}
     if not message.startswith(task.function):
         message = f"{task.function} {verb.get(task.state, 'failed')}: {message}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import click
 
 from spear_core.api import ExecutionMode, InvokeRequest, NodeApi, TaskInfo, TaskState
+from spear_core.cli._call_options import CallOptions, call_options
 from spear_core.cli._client import talk
 from spear_core.cli._input import Input, input_options
 from spear_core.cli._interrupt import Interrupt
@@ -67,6 +70,7 @@ class _Call:
     metavar="TIME",
     help="Deadline, waiting in the queue included: 30s, 2m.",
 )
+@call_options
 @click.option("--async", "no_wait", is_flag=True, help="Do not wait: print the task's id.")
 @click.option(
     "--stream",
@@ -79,6 +83,7 @@ class _Call:
 @pass_options
 def command(
     options: Options,
+    /,
     function: str,
     input_text: str | None,
     input_file: str | None,
@@ -88,6 +93,7 @@ def command(
     stream: bool,
     detach: bool,
     as_json: bool,
+    **call_settings: Any,
 ) -> None:
     """Call a deployed function.
 
@@ -97,6 +103,7 @@ def command(
     \b
     spear invoke hello --input world
     spear invoke agent@3:answer --input-file question.json --timeout 30s
+    spear invoke report --priority low --idempotency-key monday --context for=ada
     tail -f access.log | spear invoke alerts --stream
     TASK=$(spear invoke agent --async --input hi); spear result "$TASK" --wait
     """
@@ -107,6 +114,7 @@ def command(
             function=function,
             timeout_s=timeout,
             mode=ExecutionMode.ASYNC if no_wait else ExecutionMode.SYNC,
+            **CallOptions(**call_settings).fields(),
         ),
         input=Input(input_text, input_file, content_type),
         detach=detach and not no_wait,

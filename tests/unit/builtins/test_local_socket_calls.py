@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -223,7 +224,7 @@ async def test_invoke_with_inputs_and_outputs_of_any_size(
     )
 
     async def echo(got: InvokeRequest) -> InvokeResponse:
-        assert got == request
+        assert got == attrs.evolve(request, caller=f"uid:{os.getuid()}")
         result = attrs.evolve(RESULT, output=got.payload)
         return InvokeResponse(success=True, message="ok", task=attrs.evolve(TASK, result=result))
 
@@ -246,6 +247,15 @@ async def test_invoke_async_has_no_result_yet(open_door: OpenDoor, scripted: Scr
     request = InvokeRequest(function="f", mode=ExecutionMode.ASYNC)
     async with open_door(node) as url, connect(url) as client:
         assert await client.invoke(request) == accepted
+    received = attrs.evolve(request, caller=f"uid:{os.getuid()}")
+    assert node.calls == [("invoke", ((received,), {}))]
+
+
+async def test_a_client_may_name_another_caller(open_door: OpenDoor, scripted: Scripted) -> None:
+    node = scripted(invoke=InvokeResponse(success=True, message="", task=TASK))
+    request = InvokeRequest(function="f", caller="tenant-7")
+    async with open_door(node) as url, connect(url) as client:
+        await client.invoke(request)
     assert node.calls == [("invoke", ((request,), {}))]
 
 

@@ -8,9 +8,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from spear_core.api import ExecutionMode, TaskState
+from spear_core.api import ExecutionMode, Priority, TaskState
 from spear_core.errors import ResourceExhaustedError
 
 
@@ -28,6 +29,29 @@ def test_the_request_carries_what_was_asked_for(spear: Any, node: Any) -> None:
     assert request.function == "echo@3:greet"
     assert request.timeout_s == 120
     assert request.mode is ExecutionMode.SYNC
+
+
+def test_how_it_is_called_goes_with_it(spear: Any, node: Any) -> None:
+    options = ["--priority", "high", "--idempotency-key", "k1", "--caller", "ada"]
+    told = spear("invoke", "echo", "-i", "x", *options, "--context", "a=1", "--context", "b=x=y")
+    assert told.code == 0
+    (request,) = node.requests
+    assert request.priority is Priority.HIGH
+    assert (request.idempotency_key, request.caller) == ("k1", "ada")
+    assert request.context == {"a": "1", "b": "x=y"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(["--context", "novalue"], "write K=V"), (["--priority", "first"], "'first' is not one of")],
+)
+def test_a_malformed_option_is_a_usage_error(
+    spear: Any, node: Any, given: list[str], words: str
+) -> None:
+    told = spear("invoke", "echo", "-i", "x", *given)
+    assert told.code == 2
+    assert words in told.err
+    assert node.requests == []
 
 
 @pytest.mark.parametrize(
@@ -149,4 +173,11 @@ def test_no_node_says_how_to_start_one(spear: Any, tmp_path: Path) -> None:
 def test_an_address_nobody_speaks(spear: Any) -> None:
     told = spear("ps", "--node", "gopher://here")
     assert told.code == 2
-    assert "'gopher://here' should begin with one of unix://" in told.err
+    assert "'gopher://here' should begin with one of" in told.err
+    assert "unix://" in told.err
+
+
+def test_a_failure_after_retries_says_so(spear: Any, node: Any) -> None:
+    spear("invoke", "fail", "-i", "x")
+    node.tasks["t-1"] = attrs.evolve(node.tasks["t-1"], attempt=3)
+    assert "it broke (exit code 3) (attempt 3)" in spear("result", "t-1").err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 
 from spear_core.cli._listing import age, duration, size
@@ -14,10 +15,49 @@ def test_ps_lists_the_newest_first_and_says_what_went_wrong(spear: Any, node: An
     spear("invoke", "echo", "-i", "x")
     spear("invoke", "fail", "-i", "x")
     lines = spear("ps").text.splitlines()
-    assert lines[0].split() == ["TASK", "FUNCTION", "STATE", "AGE", "TOOK", "INSTANCE", "ERROR"]
-    assert lines[1].split() == ["t-2", "fail@1", "failed", "65s", "1.5", "s", "i-1", "it", "broke"]
-    assert lines[2].split() == ["t-1", "echo@1", "completed", "65s", "1.5", "s", "i-1"]
+    titles = "TASK FUNCTION STATE AGE TOOK CPU MEMORY INSTANCE ERROR"
+    assert lines[0].split() == titles.split()
+    assert lines[1].split() == [
+        "t-2",
+        "fail@1",
+        "failed",
+        "65s",
+        "1.5",
+        "s",
+        "500",
+        "ms",
+        "-",
+        "i-1",
+        "it",
+        "broke",
+    ]
+    assert lines[2].split() == [
+        "t-1",
+        "echo@1",
+        "completed",
+        "65s",
+        "1.5",
+        "s",
+        "500",
+        "ms",
+        "-",
+        "i-1",
+    ]
     assert len(spear("ps", "-n", "1").text.splitlines()) == 2
+
+
+def test_ps_shows_parents_and_attempts_where_there_are_any(spear: Any, node: Any) -> None:
+    for _ in range(3):
+        spear("invoke", "echo", "-i", "x")
+    node.tasks["t-2"] = attrs.evolve(node.tasks["t-2"], parent_task_id="t-1", attempt=3)
+    header, _, child, _ = spear("ps").text.splitlines()
+    assert header.split()[:5] == ["TASK", "PARENT", "FUNCTION", "STATE", "ATTEMPT"]
+    assert child.split()[:5] == ["t-2", "t-1", "echo@1", "completed", "3"]
+    _, only = spear("ps", "--children", "t-1").text.splitlines()
+    assert only == child
+    none = spear("ps", "--children", "t-2")
+    assert (none.out, none.err) == (b"", "t-2 has started no task that is still kept\n")
+    assert spear("ps", "--children", "t-9").code == 3
 
 
 def test_ps_as_json(spear: Any, node: Any) -> None:
