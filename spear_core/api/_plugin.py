@@ -103,6 +103,8 @@ class PluginContext:
     channels: ChannelFactory
     spearlet_config: SpearletConfig
     """The node's own settings; a plugin reads these and its own, never environment variables."""
+    ephemeral: bool = False
+    """The node keeps nothing but what is in caches, and is gone after one task: ``spear run``."""
     report: Callable[[Artifact, str], None] = lambda artifact, message: None
     """For a runtime while it prepares this artifact: what takes so long, in a few words, for those
     who wait (``installing 3 packages``)."""

@@ -230,8 +230,9 @@ def _remove_tree(root: Path) -> None:
 
 def cannot_store(name: str, error: OSError) -> ArtifactError:
     """What a full or broken disk means to who deploys."""
+    where = f" ({error.filename})" if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return ArtifactError(
-        f"artifact {name!r} cannot be stored: {error.strerror or error} ({error.filename})",
+        f"artifact {name!r} cannot be stored: {error.strerror or error}{where}",
         code="resource_exhausted" if full else "failed_precondition",
     )

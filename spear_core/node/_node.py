@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from spear_core.api import FrontDoorContext, NodeApi, RuntimeInfo
+from spear_core.api import FrontDoorContext, NodeApi, RuntimeInfo, SpearletConfig
 from spear_core.config import NodeSettings
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import open_background
@@ -23,6 +23,7 @@ from spear_core.node._executor import Executor, open_executor
 from spear_core.node._function_calls import TaskCalls
 from spear_core.node._hostcalls import NodeHostcalls
 from spear_core.node._local_node import LocalNode, NodeIdentity
+from spear_core.node._reloading import Reloader
 from spear_core.node._secrets import Secrets, struck_out
 from spear_core.node._services import ContextMaker, Services
 from spear_core.node._state import hold_state, open_run_dir
@@ -45,7 +46,6 @@ class Node:
     """Where clients reach it; empty when it serves nobody."""
     _local: LocalNode
     _executor: Executor
-    _grace_s: float
     _hurry: trio.Event = attrs.field(factory=trio.Event)
 
     async def probe(self) -> Sequence[RuntimeInfo]:
@@ -61,7 +61,7 @@ class Node:
         self._local.stop_accepting()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_on_hurry, nursery.cancel_scope)
-            await self._executor.drain(self._grace_s)
+            await self._executor.drain(self._local.grace_s)
             nursery.cancel_scope.cancel()
         await self._executor.drain(0)
 
@@ -138,6 +138,7 @@ async def open_node(
             run_dir=run_dir,
             spearlet=config,
             report=artifacts.report,
+            ephemeral=ephemeral,
         )
         services = Services(plugins, settings, maker, background=background, log=log)
         hostcalls = NodeHostcalls(services, plugins, tasks, log=log, secrets=secrets)
@@ -166,6 +167,13 @@ async def open_node(
             config=config,
             tracing=tracing,
         )
+
+        def apply(changed: SpearletConfig) -> None:
+            log.setLevel(changed.logs.level.upper())
+            secrets.configure(changed.secrets)
+            local.reconfigure(changed)
+
+        local.attach(Reloader(settings, plugins, apply=apply, log=log))
         hostcalls.attach(lambda task: TaskCalls(task, local, tasks, executor))
         urls = []
         if serve:
@@ -183,8 +191,9 @@ async def open_node(
             urls=tuple(urls),
             local=local,
             executor=executor,
-            grace_s=config.execution.shutdown_grace_ms / 1000,
         )
+        if not ephemeral:
+            deployer.keep_warm()
         log.info("node %s is ready: %s", node_id, ", ".join(urls) or "no front door")
         yield node
         log.info("node %s is stopping", node_id)

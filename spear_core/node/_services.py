@@ -51,6 +51,7 @@ class ContextMaker:
     run_dir: Path
     spearlet: SpearletConfig
     report: Callable[[Artifact, str], None]
+    ephemeral: bool = False
 
     def make(self, plugin: str, hostcalls: Hostcalls, channels: ChannelFactory) -> PluginContext:
         """The context of one plugin; makes its run directory."""
@@ -67,6 +68,7 @@ class ContextMaker:
             channels=channels,
             spearlet_config=self.spearlet,
             report=self.report,
+            ephemeral=self.ephemeral,
         )
 
 

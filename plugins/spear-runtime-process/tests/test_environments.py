@@ -246,6 +246,15 @@ async def test_what_another_node_needs_stays(desk: Desk) -> None:
         assert not site.exists()
 
 
+async def test_a_node_that_will_not_come_back_leaves_a_cache_and_no_mark(desk: Desk) -> None:
+    with desk.open("") as once:
+        site = await desk.provide(once, "a")
+    assert list((site.parent / "users").iterdir()) == []
+    with desk.open("n-1") as environments:
+        await environments.retain([])
+        assert site.exists()
+
+
 async def test_what_nobody_has_used_for_long_is_removed(desk: Desk) -> None:
     with desk.open("n-gone") as environments:
         site = await desk.provide(environments, "a")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from spear_core.errors import (
     SecretNotFoundError,
     UnsupportedArtifactError,
 )
+from spear_core.node import _code
 from spear_core.node._artifacts import ArtifactStore
 
 Add = Callable[..., Awaitable[Artifact]]
@@ -301,6 +304,49 @@ async def test_what_a_killed_node_was_unpacking_goes_with_the_next_start(
     (code / ".new-x" / "deep").chmod(0o500)
     ArtifactStore(tmp_path / "artifacts", warn=pytest.fail)
     assert [path.name for path in code.iterdir()] == [kept.digest]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+async def test_a_cancelled_deploy_leaves_nothing(
+    artifacts: ArtifactStore,
+    bundle: Any,
+    packed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload = bundle() if packed else ArtifactUpload(name="f", filename="f", content=b"code")
+    scope = trio.CancelScope()
+    for name in ("digest_of", "write_atomically"):
+        real = getattr(_code, name)
+
+        def cancel(*args: Any, real: Any = real, **options: Any) -> Any:
+            trio.from_thread.run_sync(scope.cancel)
+            return real(*args, **options)
+
+        monkeypatch.setattr(_code, name, cancel)
+    with scope:
+        await artifacts.stage(upload)
+    assert scope.cancelled_caught
+    assert list((tmp_path / "artifacts/code").iterdir()) == []
+    monkeypatch.undo()
+    await deploy(artifacts, upload)
+
+
+async def test_a_disk_that_is_full_while_a_bundle_is_unpacked(
+    artifacts: ArtifactStore, bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of a file stands for the disk."""
+    upload = bundle(more="x" * 100_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        with pytest.raises(ArtifactError, match="'b' cannot be stored: File too large"):
+            await artifacts.stage(upload)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list((tmp_path / "artifacts/code").iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

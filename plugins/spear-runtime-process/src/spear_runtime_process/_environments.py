@@ -49,6 +49,7 @@ class Environments:
     """The environments that one node uses; the same directory may serve others."""
 
     def __init__(self, root: Path, config: ProcessConfig, *, node_id: str) -> None:
+        """:param node_id: empty for a node that will not come back."""
         self._root = root
         self._config = config
         self._node_id = node_id
@@ -194,7 +195,8 @@ class Environments:
 
     def _note_use(self, key: str) -> None:
         """For others: this node needs it; and for the day when it is not used any more."""
-        (self._root / key / "users" / self._node_id).touch(mode=0o600)
+        if self._node_id:
+            (self._root / key / "users" / self._node_id).touch(mode=0o600)
         os.utime(self._lock(key))
 
     async def retain(self, artifacts: Iterable[Artifact]) -> None:
@@ -209,9 +211,11 @@ class Environments:
                 if key in needed or not re.fullmatch("[0-9a-f]{32}", key):
                     continue
                 users = self._root / key / "users"
-                (users / self._node_id).unlink(missing_ok=True)
+                mine = bool(self._node_id) and (users / self._node_id).exists()
+                if mine:
+                    (users / self._node_id).unlink()
                 old = time.time() - lock.stat().st_mtime > _UNUSED_S
-                if old or not (users.is_dir() and any(users.iterdir())):
+                if old or (mine and not any(users.iterdir())):
                     self._remove(key)
 
     def _remove(self, key: str) -> None:

@@ -147,7 +147,11 @@ async def open_runtime(
 ) -> AsyncGenerator[ProcessRuntime]:
     """The runtime of one node, while the block lasts; all its processes end with it."""
     machine = await look_around(bwrap=config.bwrap, use_cgroups=config.use_cgroups)
-    environments = Environments(context.cache_dir / "environments", config, node_id=context.node_id)
+    environments = Environments(
+        context.cache_dir / "environments",
+        config,
+        node_id="" if context.ephemeral else context.node_id,
+    )
     async with (
         _open_workspace(context.cache_dir) as workspace,
         open_launchers(config, context.log) as launchers,
