@@ -239,11 +239,18 @@ async def test_what_another_node_needs_stays(desk: Desk) -> None:
         assert site.exists()  # n-2 has stopped, and has said that it needs it
         with desk.open("n-2") as other:
             await desk.provide(other, "a")
-            (site.parent / "users" / "n-2").unlink()
             await environments.retain([])
-            assert site.exists()  # it runs
+            assert site.exists()
+            await other.retain([])
+            assert not site.exists()
+
+
+async def test_what_another_node_uses_right_now_stays(desk: Desk) -> None:
+    with desk.open("n-1") as environments, desk.open("") as once:
+        site = await desk.provide(environments, "a")
+        await desk.provide(once, "a")
         await environments.retain([])
-        assert not site.exists()
+        assert site.exists()
 
 
 async def test_a_node_that_will_not_come_back_leaves_a_cache_and_no_mark(desk: Desk) -> None:

