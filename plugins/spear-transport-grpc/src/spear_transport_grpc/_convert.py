@@ -110,15 +110,16 @@ class Converter(Generic[V]):
             for field in fields
             if (cls, field.name) not in _BY_HAND
         )
+        # as plain tuples: every call passes here twice
+        self._encoding = [(f.name, f.encode, f.presence, f.default) for f in self._fields]
 
     def encode(self, value: V, **more: Any) -> Any:
         """The value as a message, with ``more`` of its fields."""
-        for field in self._fields:
-            name = field.name
+        for name, encode, presence, default in self._encoding:
             item = getattr(value, name)
-            if item is None or (item == field.default and not field.presence):
+            if item is None or item is default or (item == default and not presence):
                 continue
-            more[name] = item if field.encode is None else field.encode(item)
+            more[name] = item if encode is None else encode(item)
         return self._message(**more)
 
     def decode(self, message: Any, **more: Any) -> V:

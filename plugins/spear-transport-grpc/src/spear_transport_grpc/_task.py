@@ -6,13 +6,13 @@ from typing import Any
 
 import attrs
 
-from spear_core.api import InvokeResponse, TaskInfo, TaskResult
+from spear_core.api import InvokeResponse, TaskInfo, TaskResult, TaskState
 from spear_transport_grpc._convert import converter
 from spear_transport_grpc._protos.spear.v1 import common_pb2, function_pb2
 
 __all__ = ["response_from_message", "response_to_message", "task_from_message", "task_to_message"]
 
-_STATES = common_pb2.TaskState
+_NUMBERS = {state: common_pb2.TaskState.Value(f"TASK_STATE_{state.name}") for state in TaskState}
 
 
 def task_to_message(task: TaskInfo) -> common_pb2.Task:
@@ -67,7 +67,7 @@ def _bare(task: TaskInfo, **more: Any) -> common_pb2.Task:
 def _result(task: TaskInfo, result: TaskResult | None) -> common_pb2.ExecutionResult:
     message: common_pb2.ExecutionResult = converter(TaskResult).encode(
         result or _NOTHING_YET,
-        status=_STATES.Value(f"TASK_STATE_{task.state.name}"),
+        status=_NUMBERS[task.state],
         started_at=task.started_at or 0.0,
         completed_at=task.completed_at or 0.0,
     )

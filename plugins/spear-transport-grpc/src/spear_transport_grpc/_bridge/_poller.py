@@ -1,4 +1,4 @@
-"""From a completion queue's thread to trio."""
+"""From a completion queue to trio."""
 
 from __future__ import annotations
 
@@ -17,24 +17,46 @@ __all__ = ["Poller", "Waiter"]
 
 Event = Any
 """``cygrpc``'s description of something that is complete; its ``tag`` is what we gave it."""
+_MOST_AT_ONCE = 64
+"""Events that are handled before other tasks have a turn."""
+_EMPTY_LOOKS = 2
+"""How often trio looks in vain, with a turn of the other tasks in between, before it sleeps."""
 _log = logging.getLogger("spear.transport-grpc")
 
 
 class Poller:
-    """A thread that takes events off a completion queue and has trio call their tags.
+    """Takes events off a completion queue and calls their tags within trio.
 
-    Events that come close together cross in one batch: waking trio costs more than the work.
+    A thread of ours waits in C-core and hands what it finds to trio, in batches: waking trio costs
+    more than the work. When many calls are under way, trio looks into the queue by itself and the
+    thread rests until there is nothing more for a while: two threads that both want the interpreter
+    at every event would cost each call much of its time.
 
-    :param poll: waits for the next event.
+    :param wait: waits for the next event.
     :param last: whether this event is the queue's last one.
+    :param look: the next event, or one of the type ``queue_timeout``; never waits.
+    :param crowded: whether many calls are under way.
     """
 
-    def __init__(self, poll: Callable[[], Event], last: Callable[[Event], bool]) -> None:
-        self._poll = poll
+    def __init__(
+        self,
+        wait: Callable[[], Event],
+        last: Callable[[Event], bool],
+        *,
+        look: Callable[[], Event] | None = None,
+        crowded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._wait = wait
         self._last = last
+        self._look = look
+        self._crowded = crowded
         self._token = trio.lowlevel.current_trio_token()
         self._events: deque[Event] = deque()
         self._called = False
+        self._looking = False
+        self._in_vain = 0
+        self._rest = threading.Semaphore(0)
+        self._finished = False
         self._over = trio.Event()
         self._thread = threading.Thread(target=self._run, name="spear-grpc", daemon=True)
 
@@ -47,14 +69,18 @@ class Poller:
         await self._over.wait()
         self._thread.join()  # it has nothing left to do but return
 
+    # ---- the thread
+
     def _run(self) -> None:
         timeout = cygrpc.CompletionType.queue_timeout
-        over = False
-        while not over:
-            event = self._poll()
+        while not self._finished:
+            if self._looking:
+                self._rest.acquire()
+                continue
+            event = self._wait()
             if event.completion_type == timeout:
                 continue
-            over = self._last(event)
+            self._finished = self._last(event)
             self._events.append(event)
             if not self._called:
                 self._called = True
@@ -66,16 +92,49 @@ class Poller:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(function)
 
+    # ---- trio
+
     def _deliver(self) -> None:
+        if self._looking:
+            self._empty()
+            self._look_around()
+            return
         self._called = False  # before looking, so that what comes from now on calls again
+        self._empty()
+        if self._look is not None and self._crowded() and not self._finished:
+            self._looking = self._called = True
+            self._in_vain = 0
+            self._token.run_sync_soon(self._deliver)
+
+    def _empty(self) -> None:
         while self._events:
-            event = self._events.popleft()
-            if event.tag is None:
-                continue
-            try:
-                event.tag(event)
-            except Exception:  # barrier: one event; raising here would end the whole trio run
-                _log.exception("an event of gRPC could not be handled")
+            self._handle(self._events.popleft())
+
+    def _look_around(self) -> None:
+        """Take what there is, without waiting, and come again after a turn of the other tasks."""
+        assert self._look is not None
+        timeout = cygrpc.CompletionType.queue_timeout
+        for count in range(_MOST_AT_ONCE):
+            event = self._look()
+            if event.completion_type == timeout:
+                self._in_vain = 0 if count else self._in_vain + 1
+                break
+            self._handle(event)
+            self._finished = self._finished or self._last(event)
+        if self._in_vain < _EMPTY_LOOKS and not self._finished:
+            self._token.run_sync_soon(self._deliver)
+            return
+        self._looking = self._called = False
+        self._rest.release()
+        self._empty()  # what the thread has put there meanwhile
+
+    def _handle(self, event: Event) -> None:
+        if event.tag is None:
+            return
+        try:
+            event.tag(event)
+        except Exception:  # barrier: one event; raising here would end the whole trio run
+            _log.exception("an event of gRPC could not be handled")
 
 
 class Waiter:

@@ -25,6 +25,9 @@ _OPTIONS: Mapping[str, int | str] = {
     "grpc.so_reuseport": 0,  # or a second server takes half the calls, silently
     "grpc.http2.max_ping_strikes": 0,  # a client's keepalive is its own business
 }
+_CROWD = 4
+"""Calls under way from which on trio looks into the queue by itself."""
+_STOPPED = RpcError(StatusCode.CANCELLED, "the server stopped the call")
 _log = logging.getLogger("spear.transport-grpc")
 
 
@@ -71,7 +74,10 @@ class Server:
         self._poller = Poller(
             self._queue.poll,
             lambda event: event.completion_type == cygrpc.CompletionType.queue_shutdown,
+            look=lambda: self._queue.poll(0.0),
+            crowded=lambda: self._live >= _CROWD,
         )
+        self._live = 0
         self._stopping = False
         self._gone = trio.Event()
         self.ports: tuple[int, ...] = ()
@@ -136,8 +142,9 @@ class Server:
         self._nursery.start_soon(self._serve, ServerCall(event), method)
 
     async def _serve(self, call: ServerCall, method: Method | None) -> None:
-        error: RpcError | None = RpcError(StatusCode.CANCELLED, "the server stopped the call")
+        error: RpcError | None = _STOPPED
         answer: bytes | None = None
+        self._live += 1
         try:
             with call.scope:
                 try:
@@ -151,6 +158,7 @@ class Server:
             if call.scope.cancelled_caught:
                 error = RpcError(StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
         finally:
+            self._live -= 1
             with trio.CancelScope(shield=True):
                 await call.finish(error, answer)
             error = None  # its traceback refers to this frame
