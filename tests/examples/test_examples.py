@@ -47,6 +47,19 @@ def test_research_agent_without_a_question(run: Run, examples: Path) -> None:
     assert "Traceback" not in told.err
 
 
+def test_weather_watch(run: Run, examples: Path) -> None:
+    table = (examples / "data" / "seattle-weather.csv").read_bytes()
+    told = run(examples / "weather-watch" / "watch.py", "--stream", stdin=table)
+    assert told.status == 0, told.err
+    days = list(csv.DictReader(table.decode().splitlines()))
+    warmest = max(days, key=lambda day: float(day["temp_max"]))
+    lines = told.out.decode().splitlines()
+    warm = [line for line in lines if "warmest" in line]
+    assert warm[-1].startswith(f"{warmest['date']}: {warmest['temp_max']} °C")
+    assert 5 < len(lines) < 50
+    assert f"{len(days)} days seen" in told.err
+
+
 def test_city_report(run: Run, examples: Path) -> None:
     table = examples / "data" / "seattle-weather.csv"
     agent = f"{examples / 'city-report' / 'city_report.py'}:report"
