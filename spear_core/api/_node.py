@@ -13,11 +13,13 @@ from spear_core.api._artifact import ArtifactSettings, ArtifactState
 from spear_core.api._execution import ErrorInfo, ExecutionUsage
 from spear_core.api._metrics import NodeMetrics
 from spear_core.api._stream import DuplexStream
+from spear_core.errors import SpearError
 
 __all__ = [
     "ArtifactDetails",
     "ArtifactInfo",
     "ArtifactUpload",
+    "ConfigReload",
     "ExecutionInfo",
     "ExecutionMode",
     "InstanceInfo",
@@ -287,11 +289,23 @@ class InstanceInfo:
 
 
 @attrs.frozen(kw_only=True)
+class ConfigReload:
+    """What came of reading the configuration again."""
+
+    path: str
+    changed: tuple[str, ...] = ()
+    """``section.setting: old → new``, in force now."""
+    restart: tuple[str, ...] = ()
+    """``section.setting`` that the file has otherwise, too, but that only a restart takes."""
+
+
+@attrs.frozen(kw_only=True)
 class RuntimeInfo:
     """A runtime and its health on this node."""
 
     name: str
     health: str
+    """``healthy``, ``unhealthy``, ``undetected``, or empty: nobody has needed it yet."""
     message: str
     details: Mapping[str, str]
 
@@ -480,3 +494,12 @@ class NodeApi(ABC):
     @abstractmethod
     async def metrics(self) -> NodeMetrics:
         """What the node has counted and measured since its start, in total and by artifact."""
+
+    async def reload_config(self) -> ConfigReload:
+        """Read the node's configuration file again and take what can be taken while it runs.
+
+        What runs goes on; a lower limit takes effect as things end. **Raises**
+        :exc:`~spear_core.errors.ConfigError` with everything that is wrong with the file, and then
+        nothing has changed.
+        """
+        raise SpearError("this node cannot read its configuration again", code="unimplemented")

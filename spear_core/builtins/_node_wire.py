@@ -19,6 +19,7 @@ from spear_core.api import (
     ArtifactInfo,
     ArtifactState,
     ArtifactUpload,
+    ConfigReload,
     ErrorInfo,
     ExecutionMode,
     InstanceInfo,
@@ -177,6 +178,11 @@ async def _metrics(node: NodeApi, call: Call) -> Reply:
     return _listing(await node.metrics())
 
 
+async def _reload_config(node: NodeApi, call: Call) -> Reply:
+    _arguments(call)
+    return _listing(await node.reload_config())
+
+
 _METHODS: dict[str, Callable[[NodeApi, Call], Awaitable[Reply]]] = {
     function.__name__[1:]: function
     for function in (
@@ -195,6 +201,7 @@ _METHODS: dict[str, Callable[[NodeApi, Call], Awaitable[Reply]]] = {
         _list_plugins,
         _status,
         _metrics,
+        _reload_config,
     )
 }
 
@@ -337,6 +344,9 @@ class NodeClient(NodeApi):
 
     async def delete_artifact(self, name: str, *, version: int | None = None) -> int:
         return await self._listing("delete_artifact", {"name": name, "version": version}, int)
+
+    async def reload_config(self) -> ConfigReload:
+        return await self._listing("reload_config", {}, ConfigReload)
 
     async def list_instances(self) -> Sequence[InstanceInfo]:
         return await self._listing("list_instances", {}, list[InstanceInfo])

@@ -350,6 +350,17 @@ class ArtifactStore:
         """Every artifact that this runtime runs."""
         return [artifact for artifact in self._artifacts.values() if artifact.runtime == runtime]
 
+    def latest(self) -> list[Artifact]:
+        """Every version that a name alone means, of those that take tasks."""
+        found = [(name, record.latest_version) for name, record in self._names.items()]
+        return [
+            self._artifacts[name, version.version]
+            for name, version in found
+            if version is not None
+            and version.state is ArtifactState.READY
+            and (name, version.version) not in self._leaving
+        ]
+
     # Changes -------------------------------------------------------------------------------------
 
     def set_latest(self, name: str, version: int) -> ArtifactInfo:

@@ -83,7 +83,9 @@ class Deployer:
                 )
             if exists:
                 return self._artifacts.info(upload.name, candidate.version)
-            return self._artifacts.commit(upload.name, candidate)
+            info = self._artifacts.commit(upload.name, candidate)
+            self.keep_warm()
+            return info
         finally:
             self._artifacts.code.unstage(staged)
 
@@ -103,6 +105,8 @@ class Deployer:
                         f"{upload.name} has Python requirements, and the runtime {spec.name!r}, "
                         f"which runs {upload.filename!r}, installs none"
                     )
+                if upload.concurrency > 1:
+                    _check_concurrency(upload, spec, shape)
                 return spec, shape
         if upload.runtime:
             raise UnsupportedArtifactError(
@@ -145,24 +149,34 @@ class Deployer:
     async def set_latest(self, name: str, version: int) -> ArtifactInfo:
         """See :meth:`NodeApi.set_latest`."""
         async with self._changing:
-            return self._artifacts.set_latest(name, version)
+            info = self._artifacts.set_latest(name, version)
+            self.keep_warm()
+            return info
 
     async def set_state(self, name: str, version: int, state: ArtifactState) -> ArtifactInfo:
         """See :meth:`NodeApi.set_artifact_state`."""
         async with self._changing:
-            return self._artifacts.set_state(name, version, state)
+            info = self._artifacts.set_state(name, version, state)
+            self.keep_warm()
+            return info
 
     async def delete(self, name: str, version: int | None) -> int:
         """See :meth:`NodeApi.delete_artifact`."""
         async with self._changing:
             wanted = self._artifacts.deletable(name, version)
             with self._artifacts.leaving(wanted):
+                self.keep_warm()
                 for artifact in wanted:
                     await self._executor.undeploy(artifact)
                     self._artifacts.delete(artifact)
+            self.keep_warm()
             for runtime in sorted({artifact.runtime for artifact in wanted}):
                 await self._tidy(runtime)
         return len(wanted)
+
+    def keep_warm(self) -> None:
+        """Have ``min_instances`` kept of what callers mean by the names alone."""
+        self._executor.keep_warm(self._artifacts.latest())
 
     async def _tidy(self, name: str) -> None:
         """Let a runtime forget what it keeps for artifacts that are no more."""
@@ -196,3 +210,17 @@ def _check_settings(upload: ArtifactUpload) -> None:
             check_requirement(requirement)
         except ValueError as error:
             raise InvalidRequestError(f"the requirement {requirement!r}: {error}") from error
+
+
+def _check_concurrency(upload: ArtifactUpload, spec: RuntimeSpec[object], shape: str) -> None:
+    """Refuse several executions on one instance where there can't be."""
+    asked = f"{upload.name} asks for a concurrency of {upload.concurrency}"
+    if Capability.CONCURRENCY not in spec.capabilities:
+        raise UnsupportedArtifactError(
+            f"{asked}, and an instance of the runtime {spec.name!r} takes one execution at a time"
+        )
+    reuse = upload.reuse if upload.reuse is not None else shape in spec.reusable_shapes
+    if not reuse or shape not in spec.reusable_shapes:
+        raise UnsupportedArtifactError(
+            f"{asked}, and each execution of a {shape} has an instance of its own"
+        )

@@ -18,6 +18,7 @@ from spear_core.api import (
     ArtifactState,
     ArtifactUpload,
     Capability,
+    ConfigReload,
     ExecutionMode,
     InstanceInfo,
     InvokeRequest,
@@ -44,6 +45,7 @@ from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor
 from spear_core.node._node_metrics import node_metrics
+from spear_core.node._reloading import Reloader
 from spear_core.node._services import Services
 from spear_core.node._streams import TaskStream, open_task_stream
 from spear_core.node._task_log import TaskLogDirectory
@@ -100,6 +102,24 @@ class LocalNode(NodeApi):
         self._deployer = deployer
         self._tracing = tracing
         self._stopping = False
+        self._reloader: Reloader | None = None
+
+    def attach(self, reloader: Reloader) -> None:
+        """Who reads the configuration again; it needs this node to pass it on to."""
+        self._reloader = reloader
+
+    def reconfigure(self, config: SpearletConfig) -> None:
+        """Take new settings, and have everybody take them."""
+        self._config = config
+        self._tasks.reconfigure(config.tasks)
+        self._logs.reconfigure(config.logs)
+        self._executor.reconfigure(config)
+        self._deployer.keep_warm()
+
+    @property
+    def grace_s(self) -> float:
+        """How long running tasks may go on once the node was told to stop."""
+        return self._config.execution.shutdown_grace_ms / 1000
 
     def stop_accepting(self) -> None:
         """From now on refuse new work with ``unavailable``; everything else still answers."""
@@ -294,10 +314,13 @@ class LocalNode(NodeApi):
         return found
 
     async def runtimes(self, *, only_open: bool) -> list[RuntimeInfo]:
-        """Runtimes and their health; ``only_open`` asks none that nobody has needed yet."""
+        """Every runtime and its health; ``only_open`` asks none that nobody has needed yet."""
         found = []
         for name in self._services.runtime_specs():
             if only_open and not self._services.is_open("runtime", name):
+                found.append(
+                    RuntimeInfo(name=name, health="", message="not opened yet", details={})
+                )
                 continue
             print_ = await self._services.fingerprint(name)
             found.append(
@@ -327,6 +350,11 @@ class LocalNode(NodeApi):
             average_execution_time_ms=metrics.average_execution_time_ms,
             runtimes=tuple(await self.runtimes(only_open=True)),
         )
+
+    async def reload_config(self) -> ConfigReload:
+        if self._reloader is None:
+            return await super().reload_config()
+        return await self._reloader.reload()
 
     async def metrics(self) -> NodeMetrics:
         await trio.lowlevel.checkpoint()

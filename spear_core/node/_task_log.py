@@ -12,7 +12,7 @@ import attrs
 import msgspec
 import trio
 
-from spear_core.api import LogChunk, LogEntry
+from spear_core.api import LogChunk, LogConfig, LogEntry
 
 __all__ = ["TaskLog", "TaskLogDirectory"]
 
@@ -187,6 +187,10 @@ class TaskLogDirectory:
     def open(self, task_id: str) -> TaskLog:
         """The log of a new task; the file is made by its first entry."""
         return TaskLog(f"{self._directory}/{task_id}.log", max_bytes=self._max_bytes)
+
+    def reconfigure(self, config: LogConfig) -> None:
+        """Take other limits, for the logs of tasks to come."""
+        self._max_bytes = config.max_task_log_bytes
 
     def read_old(self, task_id: str, cursor: int) -> LogChunk | None:
         """Entries of a task that an earlier run of the node had; ``None``: no such log."""

@@ -21,6 +21,7 @@ from spear_core.api import (
     Instance,
     InvokeRequest,
     Priority,
+    TaskConfig,
     TaskInfo,
     TaskResult,
     TaskState,
@@ -353,6 +354,15 @@ class TaskTable:
             child.cancel(f"its parent {task.id} has ended ({task.state.value})")
         self._finished.append(task)
         self._finished_bytes += _kept_bytes(task)
+        self._trim()
+
+    def reconfigure(self, config: TaskConfig) -> None:
+        """Take other limits, also for what has finished already."""
+        self._keep = config.keep_finished
+        self._keep_bytes = config.keep_finished_bytes
+        self._trim()
+
+    def _trim(self) -> None:
         while self._finished and (
             len(self._finished) > self._keep or self._finished_bytes > self._keep_bytes
         ):

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from spear_core.cli._options import common_options, config_option
+from spear_core.cli._client import ask
+from spear_core.cli._listing import print_json
+from spear_core.cli._options import (
+    Options,
+    common_options,
+    config_option,
+    json_option,
+    pass_options,
+)
 from spear_core.cli._setup import default_config
 from spear_core.cli._terminal import warn, write_line
 from spear_core.config import load_config
@@ -41,3 +49,28 @@ def check(file: Path | None, config: Path | None) -> None:
     path = file or config or default_config(os.environ)
     load_config(path, plugins)
     write_line(f"{path}: no problems" if path else "no configuration file; the defaults apply")
+
+
+@command.command("reload")
+@json_option
+@common_options(node=True)
+@pass_options
+def reload(options: Options, as_json: bool) -> None:
+    """Have the node read its configuration file again.
+
+    Limits, pools, what is kept and the log level change at once; what runs goes on. Everything
+    else is named and waits for a restart. A file with mistakes changes nothing.
+
+    \b
+    spear config reload
+    """
+    answer = ask(options, lambda api: api.reload_config())
+    if as_json:
+        print_json(answer)
+        return
+    for line in answer.changed:
+        write_line(line)
+    if not answer.changed:
+        write_line(f"{answer.path}: nothing has changed that a running node can take")
+    for name in answer.restart:
+        warn(f"{name} takes effect when the node is restarted")

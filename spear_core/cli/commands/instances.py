@@ -15,6 +15,8 @@ _COLUMNS: tuple[Column[InstanceInfo], ...] = (
     Column("RUNTIME", lambda i: i.runtime),
     Column("STATE", lambda i: i.state.value),
     Column("AGE", lambda i: age(i.created_at), right=True),
+    Column("BUSY", lambda i: f"{i.outstanding}/{i.concurrency}", right=True),
+    Column("IDLE", lambda i: duration(i.idle_s), right=True),
     Column("CALLS", lambda i: str(i.executions), right=True),
     Column("PID", lambda i: "-" if i.pid is None else str(i.pid), right=True),
     Column("CPU", lambda i: duration(i.cpu_seconds), right=True),

@@ -17,6 +17,7 @@ import trio
 from spear_core.api import (
     Artifact,
     ArtifactUpload,
+    Capability,
     ExecutionRequest,
     ExecutionResponse,
     Fingerprint,
@@ -31,7 +32,7 @@ from spear_core.api import (
     RuntimeSpec,
     SpearletConfig,
 )
-from spear_core.config import NodeSettings
+from spear_core.config import NodeSettings, load_config
 from spear_core.errors import RuntimeUnavailableError, SpearError
 from spear_core.node import Node, open_node
 from spear_core.node._artifacts import ArtifactStore
@@ -221,6 +222,8 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
         hostcalls: Mapping[str, Owned[Any]] | None = None,
         tracers: Mapping[str, Owned[Any]] | None = None,
         configs: Mapping[str, Any] | None = None,
+        config_file: Path | None = None,
+        capabilities: frozenset[Capability] = frozenset(),
     ) -> AsyncIterator[Node]:
         spec = RuntimeSpec(
             name="steered",
@@ -228,10 +231,12 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
             config_cls=NoConfig,
             recognise=lambda path, head, entry: "s" if path.suffix == ".st" else None,
             reusable_shapes=frozenset({"s"}),
+            capabilities=capabilities,
         )
         loaded = load_plugins(only=[])
         plugins = attrs.evolve(
             loaded,
+            plugins=(*loaded.plugins, attrs.evolve(loaded.plugins[0], name="runtime-steered")),
             runtimes={"steered": Owned(spec, "runtime-steered")},
             hostcalls=hostcalls or {},
             tracers=tracers or {},
@@ -240,6 +245,8 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
             spearlet=spearlet or SpearletConfig(),
             plugins={"runtime-steered": {NoConfig: NoConfig()}, **(configs or {})},
         )
+        if config_file is not None:
+            settings = load_config(config_file, plugins)
         async with open_node(settings, plugins, state_dir=state_dir, serve=False) as node:
             yield node
 
