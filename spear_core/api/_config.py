@@ -40,8 +40,7 @@ class ExecutionConfig:
     max_rate_per_caller: float = attrs.field(default=0.0, validator=validators.ge(0))
     """Tasks that one caller may submit per second, on average; 0: any number."""
     ageing_ms: int = attrs.field(default=10_000, validator=_not_negative)
-    """After so long at the head of its artifact's queue, a task's priority is one higher; 0:
-    never."""
+    """A priority that has not been served for so long counts one more; 0: never."""
     cpu: float = attrs.field(default=0.0, validator=validators.ge(0))
     """Cores that tasks may reserve; 0: what the machine or the node's control group has."""
     memory_bytes: int = attrs.field(default=0, validator=_not_negative)

@@ -4,12 +4,11 @@ Nothing here waits or knows of trio: a pending task is a :class:`Turn`, a small 
 ``wake`` is called when its turn has come.
 
 Tasks of one artifact and one priority form a *flow*, first come, first served. Whenever there is
-room, the flow with the highest rank goes next. A flow's rank is its priority, and one more for
-every ``ageing`` seconds that its *head* has stood there: so a flow that is served never gains on
-others by the length of its queue, and one that is not served comes to the top in the end. Among
-equal ranks the artifact goes first that has had the least of the slots' time for its weight
-(start-time fair queueing, https://doi.org/10.1109/90.649569; the time of an execution is guessed
-when it begins and put right when it ends).
+room, the highest priority goes next, and one that has not been served for ``ageing`` seconds
+counts one more, for twice that long two more: so each comes to its turn, and none gains anything by
+the length of its queue. Within a priority the artifact goes first that has had the least of the
+slots' time for its weight (start-time fair queueing, https://doi.org/10.1109/90.649569; the time
+of an execution is guessed when it begins and put right when it ends).
 
 An artifact at its limit, a caller at its limit and a reservation that does not fit stand aside and
 keep nobody else from running, except that a reservation which has stood at the head for
@@ -39,7 +38,11 @@ _LEARNING = 0.1
 _MOST_LINES = 1_000
 """Artifacts remembered that have nothing here now."""
 
-_Entry = tuple[int, float, int, int, Flow]
+_LOW, _NORMAL, _HIGH, _URGENT = Priority
+_FROM_TOP = (_URGENT, _HIGH, _NORMAL, _LOW)
+
+_Entry = tuple[float, int, int, Flow]
+"""The artifact's time, the head's number, a stamp: see :meth:`RunQueue._push`."""
 
 
 class RunQueue:
@@ -68,16 +71,17 @@ class RunQueue:
         self._lines: dict[tuple[str, int], Line] = {}
         self._numbers = itertools.count(1)
         self._stamps = itertools.count(1)
-        self._ready: list[_Entry] = []
-        self._flows = 0
+        self._ready: dict[Priority, list[_Entry]] = {priority: [] for priority in Priority}
+        self._flows: dict[Priority, int] = dict.fromkeys(Priority, 0)
         """How many entries of ``_ready`` are valid."""
+        self._served: dict[Priority, float] = dict.fromkeys(Priority, 0.0)
+        """When one of this priority last got a slot, or began to wait for one."""
         self._short: dict[Flow, None] = {}
         """Flows whose head's reservation does not fit now."""
         self._claim: Flow | None = None
         """The flow that gets reserved capacity first."""
         self._returning: dict[Turn, None] = {}
         self._virtual = 0.0
-        self._next_ageing = 0.0
         self.reconfigure(config)
 
     def reconfigure(self, config: ExecutionConfig) -> None:
@@ -221,26 +225,28 @@ class RunQueue:
         first = not heap or turn.seq < heap[0][0]
         if not heap:
             flow.head_since = self._clock()
-            flow.rank = int(flow.priority)
+            if not self._flows[flow.priority]:
+                self._served[flow.priority] = flow.head_since
         heapq.heappush(heap, (turn.seq, turn))
         if first or not flow.stamp:
             self._push(flow)
 
     def _push(self, flow: Flow) -> None:
         """Give a flow its entry among the ready ones, in place of an older one."""
+        priority = flow.priority
+        ready = self._ready[priority]
         if not flow.stamp:
-            self._flows += 1
+            self._flows[priority] += 1
         flow.stamp = next(self._stamps)
-        entry = (-flow.rank, flow.line.virtual, flow.heap[0][0], flow.stamp, flow)
-        heapq.heappush(self._ready, entry)
-        if len(self._ready) > 64 + 4 * self._flows:
-            self._ready = [each for each in self._ready if each[3] == each[4].stamp]
-            heapq.heapify(self._ready)
+        heapq.heappush(ready, (flow.line.virtual, flow.heap[0][0], flow.stamp, flow))
+        if len(ready) > 64 + 4 * self._flows[priority]:
+            ready[:] = [entry for entry in ready if entry[2] == entry[3].stamp]
+            heapq.heapify(ready)
 
     def _unready(self, flow: Flow) -> None:
         if flow.stamp:
             flow.stamp = 0
-            self._flows -= 1
+            self._flows[flow.priority] -= 1
 
     def _reopen(self, line: Line) -> None:
         """Something has changed for a line: its flows may be ready again, at another place."""
@@ -258,7 +264,7 @@ class RunQueue:
         Every change that could let somebody run ends here: so whatever waits while a slot is free
         waits for its artifact, its caller or its reservation.
         """
-        while self.running < self.limit and (self._returning or self._flows or self._short):
+        while self.running < self.limit and (self._returning or self._short or self._any_ready()):
             now = self._clock()
             turn = self._next_returning() or self._next_ready(now)
             if turn is None:
@@ -285,16 +291,35 @@ class RunQueue:
         if turn.line.needs is not None:
             self._retry_short()
 
+    def _any_ready(self) -> bool:
+        flows = self._flows
+        return bool(flows[_NORMAL] or flows[_HIGH] or flows[_URGENT] or flows[_LOW])
+
     def _next_ready(self, now: float) -> Turn | None:
-        if self._ageing and now >= self._next_ageing:
-            self._age(now)
         self._check_claim()
-        while self._ready:
-            flow = self._ready[0][4]
-            if self._ready[0][3] != flow.stamp:
-                heapq.heappop(self._ready)
+        waiting = [priority for priority in _FROM_TOP if self._flows[priority]]
+        if len(waiting) > 1 and self._ageing:
+            waiting.sort(key=lambda each: self._rank(each, now))
+        for priority in waiting:
+            turn = self._next_of(priority, now)
+            if turn is not None:
+                self._served[priority] = now
+                return turn
+        return None
+
+    def _rank(self, priority: Priority, now: float) -> tuple[int, float]:
+        """By which priorities are served, the least first; of equals, the one not served for
+        longest."""
+        served = self._served[priority]
+        return -min(_URGENT, priority + int((now - served) / self._ageing)), served
+
+    def _next_of(self, priority: Priority, now: float) -> Turn | None:
+        ready = self._ready[priority]
+        while ready:
+            _, seq, stamp, flow = ready[0]
+            if stamp != flow.stamp:
+                heapq.heappop(ready)
                 continue
-            seq = self._ready[0][2]
             head = flow.head()
             if head is None or not flow.line.open:
                 self._unready(flow)
@@ -314,22 +339,7 @@ class RunQueue:
 
     def _new_head(self, flow: Flow, now: float) -> None:
         flow.head_since = now
-        flow.rank = int(flow.priority)
         self._push(flow)
-
-    def _age(self, now: float) -> None:
-        """Raise the ranks of flows whose head has stood there for long."""
-        self._next_ageing = now + self._ageing / 8
-        for line in self._lines.values():
-            for flow in line.flows.values() if line.waiting else ():
-                if not flow.heap:
-                    continue
-                steps = int((now - flow.head_since) / self._ageing)
-                rank = min(int(Priority.URGENT), flow.priority + steps)
-                if rank != flow.rank:
-                    flow.rank = rank
-                    if flow.stamp:
-                        self._push(flow)
 
     # Reservations --------------------------------------------------------------------------------
 

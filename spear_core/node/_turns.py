@@ -68,7 +68,7 @@ class Turn:
 class Flow:
     """The waiting turns of one artifact and one priority."""
 
-    __slots__ = ("dead", "head_since", "heap", "line", "priority", "rank", "stamp")
+    __slots__ = ("dead", "head_since", "heap", "line", "priority", "stamp")
 
     def __init__(self, line: Line, priority: Priority) -> None:
         self.line = line
@@ -77,7 +77,6 @@ class Flow:
         """By ``seq``: a turn that comes back for another attempt stands where it stood."""
         self.dead = 0
         """Entries whose turn was withdrawn."""
-        self.rank = int(priority)
         self.head_since = 0.0
         self.stamp = 0
         """Of its one valid entry in the queue's heap; 0: it has none."""
