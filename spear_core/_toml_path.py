@@ -26,7 +26,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """``; did you mean 'x'?``, or nothing when no word is near."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(words), n=1)
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.7)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

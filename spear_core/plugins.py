@@ -266,14 +266,16 @@ def _select(only: Sequence[str], candidates: Sequence[_Candidate]) -> set[str]:
             install = f"; pip install {distribution} provides it" if distribution else ""
             raise PluginError(
                 f"no plugin {word!r} is installed{install or nearest(word, names)} "
-                f"(installed: {', '.join(dict.fromkeys(names))})"
+                f"(installed: {', '.join(dict.fromkeys(names))})",
+                code="invalid_argument",
             )
         if len(matches) > 1 and not any(
             _normal(c.distribution) == _normal(word) for c in candidates
         ):
             raise PluginError(
                 f"{word!r} could be any of the plugins {', '.join(sorted(matches))}; "
-                f"use the full name"
+                f"use the full name",
+                code="invalid_argument",
             )
         chosen |= matches
     return chosen

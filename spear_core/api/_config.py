@@ -22,6 +22,8 @@ __all__ = [
 
 _positive = validators.gt(0)
 _not_negative = validators.ge(0)
+_payload = validators.and_(_positive, validators.le(64 << 20))
+"""What the local socket and the channels of instances carry as one payload."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,8 +57,8 @@ class ExecutionConfig:
     max_call_depth: int = attrs.field(default=16, validator=_positive)
     """Tasks that may be nested: a function that calls one that calls one is three deep."""
     task_timeout_ms: int = attrs.field(default=300_000, validator=_positive)
-    max_input_bytes: int = attrs.field(default=64 << 20, validator=_positive)
-    max_output_bytes: int = attrs.field(default=64 << 20, validator=_positive)
+    max_input_bytes: int = attrs.field(default=64 << 20, validator=_payload)
+    max_output_bytes: int = attrs.field(default=64 << 20, validator=_payload)
     shutdown_grace_ms: int = attrs.field(default=10_000, validator=_not_negative)
     """How long running tasks may go on once the node was told to stop."""
     enable_metrics: bool = True

@@ -65,7 +65,7 @@ class Input:
         :raises click.UsageError: it is longer than ``limit`` bytes, or cannot be read.
         """
         if self._text is not None:
-            return _checked(os.fsencode(self._text), limit)
+            return _checked(os.fsencode(self._text), limit, "--input")
         return await trio.to_thread.run_sync(self._read, limit, abandon_on_cancel=True)
 
     def pieces(self) -> Pieces:
@@ -75,11 +75,11 @@ class Input:
     def _read(self, limit: int) -> bytes:
         try:
             if self._file is None:
-                return _checked(b"" if _no_stdin() else _read_stdin(limit), limit)
+                return _checked(b"" if _no_stdin() else _read_stdin(limit), limit, "stdin")
             if self._file == "-":
-                return _checked(_read_stdin(limit), limit)
+                return _checked(_read_stdin(limit), limit, "stdin")
             with open(self._file, "rb") as file:
-                return _checked(file.read(limit + 1), limit)
+                return _checked(file.read(limit + 1), limit, self._file)
         except OSError as exc:
             raise click.UsageError(
                 f"{'stdin' if self._file in (None, '-') else self._file} cannot be read: "
@@ -146,9 +146,11 @@ def _guess_type(text: str | None, file: str | None) -> str:
     return guessed or "application/octet-stream"
 
 
-def _checked(data: bytes, limit: int) -> bytes:
+def _checked(data: bytes, limit: int, source: str) -> bytes:
     if len(data) > limit:
-        raise click.UsageError(f"the input is longer than {limit} bytes, the most that is taken")
+        raise click.UsageError(
+            f"the input ({source}) is longer than {limit} bytes, the most that is taken"
+        )
     return data
 
 

@@ -26,6 +26,8 @@ class Column(Generic[T]):
     title: str
     text: Callable[[T], str]
     right: bool = False
+    names: bool = False
+    """``a, b, c``, which a terminal gets below each other, and unbroken."""
 
 
 def show(
@@ -55,10 +57,15 @@ def _show_table(cells: Sequence[Sequence[str]], columns: Sequence[Column[T]]) ->
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        whole = number == 0 or column.right  # a name to copy, or a figure
+        whole = number == 0 or column.right or column.names  # a name to copy, or a figure
         table.add_column(column.title, justify=justify, overflow="fold", no_wrap=whole)
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(
+            *(
+                Text(cell.replace(", ", "\n") if column.names else cell)
+                for cell, column in zip(row, columns, strict=True)
+            )
+        )
     Console().print(table)
 
 

@@ -57,13 +57,12 @@ async def copy_log(
 
 
 def format_entry(entry: LogEntry, *, times: bool = False, terminal: bool = False) -> str:
-    """One line: a stream's as the guest wrote it, anything else with its level."""
-    text = entry.message
-    if entry.source not in _STREAMS:
-        text = f"{entry.level}: {text}"
+    """A stream's line as the guest wrote it; each line of anything else with its level."""
+    before = "" if entry.source in _STREAMS else f"{entry.level}: "
     if times:
         clock = time.strftime("%H:%M:%S", time.localtime(entry.ts))
-        text = f"{clock}.{int(entry.ts % 1 * 1000):03d} {text}"
+        before = f"{clock}.{int(entry.ts % 1 * 1000):03d} {before}"
+    text = "\n".join(before + line for line in entry.message.split("\n"))
     return visible(text) if terminal else text
 
 

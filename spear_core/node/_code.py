@@ -189,6 +189,13 @@ def _verify(artifact: Artifact) -> None:
 def _check_file_name(filename: str) -> None:
     if not filename or "/" in filename or "\0" in filename or filename in (".", ".."):
         raise InvalidRequestError(f"file name {filename!r} is not a plain file name")
+    try:
+        os.fsencode(filename)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"file name {filename!r} cannot be stored here: the locale of the node is"
+            f" {error.encoding}; start it with a UTF-8 locale, or with PYTHONUTF8=1"
+        ) from error
 
 
 def _file_digest(path: Path) -> str:

@@ -189,7 +189,10 @@ def test_input_beyond_the_limit(home: Any) -> None:
     path = script(home, UPPER)
     told = home.spear("run", path, "--config", "c.toml", stdin=b"x" * 11)
     assert told.status == 2
-    assert "longer than 10 bytes" in told.err
+    assert "the input (stdin) is longer than 10 bytes" in told.err
+    (home.folder / "in.txt").write_text("x" * 11)
+    file = home.spear("run", path, "--config", "c.toml", "--input-file", "in.txt")
+    assert "the input (in.txt) is longer than 10 bytes" in file.err
     assert home.spear("run", path, "--config", "c.toml", stdin=b"x" * 10).out == "X" * 10
     endless = subprocess.run(
         ["bash", "-c", f"yes | {SPEAR} run {path} --config c.toml"],
@@ -304,9 +307,19 @@ def test_nobody_else_can_write_what_it_runs(home: Any) -> None:
 
 def test_plugins_that_are_not_installed(home: Any) -> None:
     told = home.spear("run", script(home, UPPER), "--plugins", "runtime-wsam", "-i", "")
-    assert told.status == 6
+    assert told.status == 2
     assert "runtime-wasm" in told.err
     assert home.spear("run", "x.sh", "--plugins", ",").status == 2
+
+
+def test_a_file_name_that_the_locale_cannot_hold(home: Any) -> None:
+    path = home.folder / "h\u00e9llo.sh"
+    path.write_text(UPPER)
+    locale = ("env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0")
+    told = home.spear("run", str(path), "-i", "", wrapper=locale)
+    assert told.status == 2
+    assert "the locale of the node is ascii" in told.err
+    assert "PYTHONUTF8=1" in told.err
 
 
 def test_more_isolation_than_there_is(home: Any) -> None:

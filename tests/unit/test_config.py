@@ -14,7 +14,7 @@ import attrs
 import pytest
 from attrs import validators
 
-from spear_core.api import SpearletConfig
+from spear_core.api import ExecutionConfig, SpearletConfig
 from spear_core.config import NodeSettings, load_config
 from spear_core.errors import ConfigError
 from spear_core.plugins import load_plugins
@@ -203,6 +203,7 @@ env = { A = "1" }
         ("env = []", "env: expected a table, got list"),
         ("memori_mib = 1", "memori_mib: unknown key; did you mean 'memory_mib'?"),
         ("zzz = 1", "zzz: unknown key"),
+        ("climb = 1", "climb: unknown key"),  # two thirds of "limit"
     ],
 )
 def test_one_wrong_value(tmp_path: Path, text: str, problem: str) -> None:
@@ -399,3 +400,8 @@ print("cattrs" in sys.modules)
     command = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_no_input_may_be_larger_than_what_carries_it() -> None:
+    with pytest.raises(ValueError, match="max_input_bytes"):
+        ExecutionConfig(max_input_bytes=(64 << 20) + 1)

@@ -31,9 +31,19 @@ _COLUMNS: tuple[Column[PluginInfo], ...] = (
     Column("DISTRIBUTION", lambda p: f"{p.distribution} {p.version}"),
     Column("STATE", lambda p: p.state),
     Column("HEALTH", lambda p: p.health or "-"),
-    Column("PROVIDES", lambda p: ", ".join(p.provides) or "-"),
-    Column("REASON", lambda p: p.reason),
+    Column("PROVIDES", lambda p: ", ".join(_families(p.provides)) or "-", names=True),
 )
+_REASON: Column[PluginInfo] = Column("REASON", lambda p: p.reason)
+
+
+def _families(provides: Sequence[str]) -> Sequence[str]:
+    """What a plugin provides, with the hostcalls of one family in one word."""
+    return list(
+        dict.fromkeys(
+            f"{name.partition('.')[0]}.*" if name.startswith("hostcall:") else name
+            for name in provides
+        )
+    )
 
 
 @click.command("plugins")
@@ -68,7 +78,8 @@ def command(options: Options, config: Path | None, as_json: bool) -> None:
             )
             for plugin in plugins.plugins
         ]
-    show(listed, _COLUMNS, as_json=as_json)
+    troubled = any(plugin.reason for plugin in listed)
+    show(listed, (*_COLUMNS, _REASON) if troubled else _COLUMNS, as_json=as_json)
 
 
 async def _ask(settings: NodeSettings, plugins: Plugins, state: Path) -> Sequence[PluginInfo]:

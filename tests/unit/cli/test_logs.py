@@ -30,6 +30,14 @@ def test_streams_as_written_and_the_rest_with_its_level(spear: Any, task: str) -
     assert spear("logs", task).text == expected
 
 
+def test_every_line_of_an_entry_says_what_it_is(spear: Any, node: Any, task: str) -> None:
+    node.log("t-1", "first\nsecond", level="error")
+    assert spear("logs", task).text.endswith("error: first\nerror: second\n")
+    one, other = spear("logs", task, "--times").text.splitlines()[-2:]
+    assert one.partition(" ")[2] == "error: first"
+    assert other == one.replace("first", "second")
+
+
 def test_following_ends_with_the_task(spear: Any, node: Any, task: str) -> None:
     node.end(task)
     assert spear("logs", task, "-f").text.count("\n") == 5

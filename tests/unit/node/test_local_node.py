@@ -375,6 +375,15 @@ async def test_a_runtime_that_cannot_even_look_is_unhealthy_and_hides_nothing_el
         assert await node.api.list_plugins()
 
 
+async def test_status_names_a_runtime_that_nobody_has_needed_yet(open_steered_node: Any) -> None:
+    async with open_steered_node() as node:
+        (info,) = (await node.api.status()).runtimes
+        assert (info.name, info.health, info.message) == ("steered", "", "not opened yet")
+        await node.api.deploy(UPLOAD)
+        (info,) = (await node.api.status()).runtimes
+        assert info.health == "healthy"
+
+
 async def test_an_artifact_whose_runtime_is_gone_is_refused_with_the_remedy(
     open_steered_node: Any, tmp_path: Path
 ) -> None:
