@@ -299,6 +299,20 @@ class RuntimeContract(StreamingPromises):
             _assert_completed(await opened.run_once(artifact, b"whole"), b"whole")
 
     @promise
+    async def test_what_is_retained_stays_prepared(self, tmp_path: Path) -> None:
+        """``retain``: what is named can be used at once, what is not can be prepared again."""
+        async with self.open_runtime(tmp_path) as opened:
+            artifact = opened.artifact(self.echo)
+            await opened.runtime.prepare(artifact)
+            await opened.runtime.retain([artifact])
+            identity = RuntimeInstanceId(runtime_type=self.spec.name, instance_id="retained")
+            spec = InstanceSpec(id=identity, artifact=artifact)
+            async with opened.runtime.open_instance(spec) as instance:
+                _assert_completed(await instance.execute(_request(b"kept")), b"kept")
+            await opened.runtime.retain([])
+            _assert_completed(await opened.run_once(artifact, b"anew"), b"anew")
+
+    @promise
     async def test_malformed_code_is_refused(self, tmp_path: Path) -> None:
         """``prepare`` raises ``UnsupportedArtifactError`` when the code is at fault; the runtime
         goes on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -512,6 +512,32 @@ class TestTrustsHalfPrepared(RuntimeMutant):
         async def open_instance(self, spec: InstanceSpec) -> AsyncGenerator[Instance, None]:
             if not (self._context.cache_dir / spec.artifact.digest / "code").exists():
                 raise InstanceError("nothing to run")
+            async with super().open_instance(spec) as instance:
+                yield instance
+
+    spec = runtime_spec(Planted)
+
+
+class TestRetainsNothing(RuntimeMutant):
+    """A runtime that drops what it was told to retain."""
+
+    caught_by = "test_what_is_retained_stays_prepared"
+
+    class Planted(SoundRuntime):
+        _prepared: frozenset[str] = frozenset()
+
+        async def prepare(self, artifact: Artifact) -> None:
+            await super().prepare(artifact)
+            self._prepared |= {artifact.digest}
+
+        async def retain(self, artifacts: Sequence[Artifact]) -> None:
+            await super().retain(artifacts)
+            self._prepared = frozenset()
+
+        @asynccontextmanager
+        async def open_instance(self, spec: InstanceSpec) -> AsyncGenerator[Instance, None]:
+            if spec.artifact.digest not in self._prepared:
+                raise InstanceError("it was never prepared")
             async with super().open_instance(spec) as instance:
                 yield instance
 
