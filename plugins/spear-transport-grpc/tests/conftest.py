@@ -17,6 +17,7 @@ from spear_core.api import (
     ArtifactSettings,
     ArtifactState,
     ArtifactUpload,
+    ConfigReload,
     ErrorInfo,
     ExecutionMetrics,
     FrontDoorContext,
@@ -239,6 +240,10 @@ class TableNode(NodeApi):
             average_execution_time_ms=1.5,
             runtimes=(runtime,),
         )
+
+    async def reload_config(self) -> ConfigReload:
+        self._note("reload_config")
+        return ConfigReload(path="/c.toml", changed=("a.b: 1 → 2",), restart=("c.d",))
 
     async def metrics(self) -> NodeMetrics:
         self._note("metrics")

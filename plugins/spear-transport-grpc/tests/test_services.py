@@ -14,6 +14,7 @@ from spear_core.api import (
     ExecutionMode,
     InvokeRequest,
     Limits,
+    NodeApi,
     Priority,
     TaskState,
 )
@@ -27,9 +28,17 @@ from spear_core.errors import (
 )
 from spear_transport_grpc import plugin
 from spear_transport_grpc._bridge import RpcError, StatusCode, open_channel
+from spear_transport_grpc._client import GrpcNode
 from spear_transport_grpc._protos.spear.v1 import artifact_pb2, function_pb2, log_pb2
 
-LISTINGS = ("list_artifacts", "list_instances", "list_plugins", "status", "metrics")
+LISTINGS = (
+    "list_artifacts",
+    "list_instances",
+    "list_plugins",
+    "status",
+    "metrics",
+    "reload_config",
+)
 
 
 @pytest.mark.parametrize("method", LISTINGS)
@@ -280,6 +289,11 @@ async def test_a_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError):
         async with plugin.connect(url):
             pytest.fail("somebody is there")
+
+
+def test_the_client_has_every_method_of_a_node() -> None:
+    methods = {name for name in vars(NodeApi) if not name.startswith("_")}
+    assert methods <= set(vars(GrpcNode))
 
 
 def test_settings_are_part_of_an_upload() -> None:

@@ -15,6 +15,7 @@ from spear_core.api import (
     ArtifactSettings,
     ArtifactState,
     ArtifactUpload,
+    ConfigReload,
     InstanceInfo,
     InvokeRequest,
     InvokeResponse,
@@ -232,3 +233,11 @@ class GrpcNode(NodeApi):
             "NodeService/GetMetrics", node_pb2.GetMetricsRequest(), node_pb2.NodeMetrics
         )
         return converter(NodeMetrics).decode(answer)
+
+    async def reload_config(self) -> ConfigReload:
+        answer = await self._ask(
+            "NodeService/ReloadConfig",
+            node_pb2.ReloadConfigRequest(),
+            node_pb2.ReloadConfigResponse,
+        )
+        return converter(ConfigReload).decode(answer)

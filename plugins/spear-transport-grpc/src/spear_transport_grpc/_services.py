@@ -16,6 +16,7 @@ from spear_core.api import (
     ArtifactSettings,
     ArtifactState,
     ArtifactUpload,
+    ConfigReload,
     ExecutionMode,
     InstanceInfo,
     InvokeRequest,
@@ -89,6 +90,7 @@ class NodeServices:
             ("InstanceService/ListInstances", instance_pb2.ListInstancesRequest, self._instances),
             ("NodeService/GetStatus", node_pb2.GetStatusRequest, self._status),
             ("NodeService/GetMetrics", node_pb2.GetMetricsRequest, self._metrics),
+            ("NodeService/ReloadConfig", node_pb2.ReloadConfigRequest, self._reload_config),
             ("NodeService/ListPlugins", node_pb2.ListPluginsRequest, self._plugins),
             ("LogService/ReadLog", log_pb2.ReadLogRequest, self._read_log),
         )
@@ -234,6 +236,12 @@ class NodeServices:
     async def _plugins(self, message: node_pb2.ListPluginsRequest, call: ServerCall) -> Message:
         encode = converter(PluginInfo).encode
         return node_pb2.ListPluginsResponse(plugins=map(encode, await self._node.list_plugins()))
+
+    async def _reload_config(
+        self, message: node_pb2.ReloadConfigRequest, call: ServerCall
+    ) -> Message:
+        encoded: Message = converter(ConfigReload).encode(await self._node.reload_config())
+        return encoded
 
     # ---- logs
 

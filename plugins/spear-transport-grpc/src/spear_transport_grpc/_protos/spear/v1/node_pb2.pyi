@@ -176,9 +176,11 @@ class ReloadConfigRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReloadConfigResponse(_message.Message):
-    __slots__ = ("changed", "needs_restart")
+    __slots__ = ("path", "changed", "restart")
+    PATH_FIELD_NUMBER: _ClassVar[int]
     CHANGED_FIELD_NUMBER: _ClassVar[int]
-    NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    path: str
     changed: _containers.RepeatedScalarFieldContainer[str]
-    needs_restart: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, changed: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[str]] = ...) -> None: ...
+    restart: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, path: _Optional[str] = ..., changed: _Optional[_Iterable[str]] = ..., restart: _Optional[_Iterable[str]] = ...) -> None: ...
