@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spear_core.testing._runtime_contract import RuntimeContract, Sample
     from spear_core.testing._scheduler_contract import SchedulerContract
     from spear_core.testing._store_contract import ObjectStoreContract
+    from spear_core.testing._tracer_contract import TracerContract
     from spear_core.testing._transport_contract import TransportContract
 
 _HOMES = {
@@ -44,6 +45,7 @@ _HOMES = {
     "_runtime_contract": ("RuntimeContract", "Sample"),
     "_scheduler_contract": ("SchedulerContract",),
     "_store_contract": ("ObjectStoreContract",),
+    "_tracer_contract": ("TracerContract",),
     "_transport_contract": ("TransportContract",),
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "RuntimeContract",
     "Sample",
     "SchedulerContract",
+    "TracerContract",
     "TransportContract",
     "assert_plugin_ok",
     "check_plugin",

@@ -41,6 +41,7 @@ SOUND = {
     "TestSoundRuntime": "runtimes",
     "TestSoundScheduler": "schedulers",
     "TestSoundStore": "stores",
+    "TestSoundTracer": "tracers",
     "TestSoundTransport": "transports",
 }
 
