@@ -233,6 +233,9 @@ class RunQueue:
 
     def _push(self, flow: Flow) -> None:
         """Give a flow its entry among the ready ones, in place of an older one."""
+        if not flow.heap:  # all of it was withdrawn
+            self._unready(flow)
+            return
         priority = flow.priority
         ready = self._ready[priority]
         if not flow.stamp:
@@ -356,7 +359,9 @@ class RunQueue:
         if self._claim not in (None, flow):
             return False
         if self._reservable(needs):
-            self._claim = None
+            if self._claim is not None:
+                self._claim = None
+                self._retry_short()
             return True
         if self._claim is None and now - flow.head_since >= self._ageing:
             self._claim = flow
