@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import attrs
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -121,3 +124,11 @@ def test_a_node_that_has_done_nothing_has_a_page() -> None:
     nothing = Histogram(bounds_s=(1.0,), counts=(0, 0))
     total = ExecutionMetrics(execution_time=nothing, queue_time=nothing)
     assert samples(NodeMetrics(node_id="n-1", total=total))
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not installed")
+def test_prometheus_own_checker_has_nothing_to_say() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=render(METRICS), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
