@@ -391,6 +391,7 @@ class Executor:
             await self._execute_somewhere(task)
         except Exception as raised:
             error = as_spear_error(raised, f"task {task.id}", self._log)
+            self._secrets.strike_exception(artifact, error)
             if self._circuits.failed(artifact, error):
                 self._log.warning("%s keeps breaking, its circuit is open: %s", artifact.ref, error)
             if isinstance(error, InstanceError | ChannelError):

@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from spear_core.api import Artifact, ErrorInfo, InstanceSpec, RuntimeInstanceId, SecretSource
-from spear_core.errors import SecretNotFoundError
+from spear_core.errors import SecretNotFoundError, SpearError
 
 __all__ = ["Secrets", "SpecMaker", "struck_out", "without_secrets"]
 
@@ -146,6 +146,13 @@ class Secrets:
         for value in sorted(values, key=len, reverse=True):  # a longer one may contain a shorter
             text = text.replace(value, _STRUCK)
         return text
+
+    def strike_exception(self, artifact: Artifact, error: SpearError) -> None:
+        """Take the values of secrets out of an error that may quote what a guest said."""
+        struck = self.strike(artifact, error.message)
+        if struck != error.message:
+            error.message = struck
+            error.args = (struck, *error.args[1:])
 
     def strike_error(self, artifact: Artifact, error: ErrorInfo) -> ErrorInfo:
         """An error of a guest without the values of its secrets."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spear_core.api import Artifact, ErrorInfo, RuntimeInstanceId, SecretSource
-from spear_core.errors import SecretNotFoundError
+from spear_core.errors import InstanceStartError, SecretNotFoundError
 from spear_core.node._secrets import Secrets
 
 VALUE = "correct horse battery"
@@ -115,6 +115,11 @@ def test_values_are_struck_out_of_what_a_guest_says(tmp_path: Path) -> None:
         code="unknown", message="bad ***", kind="***", details={"stderr": "***"}
     )
     assert secrets.strike_error(artifact(), error) is error
+    raised = InstanceStartError("it said: hunter2!")
+    secrets.strike_exception(artifact(), raised)
+    assert str(raised) == "it said: hunter2!"
+    secrets.strike_exception(wants, raised)
+    assert (str(raised), raised.message) == ("it said: ***", "it said: ***")
 
 
 def test_a_value_that_has_changed_is_still_struck_out(file: Path) -> None:
