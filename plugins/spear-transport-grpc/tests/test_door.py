@@ -205,6 +205,12 @@ async def test_a_door_for_strangers_is_refused(
             pytest.fail("it opened")
 
 
+@pytest.mark.parametrize("entry", ["", "127.0.0.1:50052", "/run/grpc.sock", "grpc:50052", "a\0b"])
+def test_a_file_by_mistake_is_refused(entry: str) -> None:
+    with pytest.raises(ValueError, match="write grpc://127"):
+        DoorConfig(listen=(entry,))
+
+
 async def test_who_insists_may_be_careless(serve: Any, table_node: Any, tmp_path: Path) -> None:
     config = DoorConfig(listen=("grpc://0.0.0.0:0",), insecure=True)
     async with (

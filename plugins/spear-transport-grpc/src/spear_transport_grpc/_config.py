@@ -11,16 +11,13 @@ _MAX_MESSAGE = (64 << 20) + (1 << 20)
 
 
 def _listen_entry(instance: object, attribute: object, value: str) -> None:
-    if (
-        not value
-        or "\0" in value
-        or (
-            value.startswith("grpc")
-            and "://" not in value
-            and (value.split(":")[0] in ("grpc", "grpcs", "grpc+unix"))
+    """A URL, or the plain name of a file: ``127.0.0.1:50052`` is neither, and no file by mistake."""
+    plain = bool(value) and value.isprintable() and not set("/:") & set(value)
+    if not plain and "://" not in value:
+        raise ValueError(
+            f"{value!r} is no address; write grpc://127.0.0.1:50052, or a file's name for a Unix "
+            "socket in the node's state directory"
         )
-    ):
-        raise ValueError(f"{value!r} is no address; write grpc://127.0.0.1:50052 or a file's name")
 
 
 @attrs.frozen(kw_only=True)
