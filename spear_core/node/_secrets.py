@@ -151,7 +151,6 @@ class Secrets:
         """Take the values of secrets out of an error that may quote what a guest said."""
         struck = self.strike(artifact, error.message)
         if struck != error.message:
-            error.message = struck
             error.args = (struck, *error.args[1:])
 
     def strike_error(self, artifact: Artifact, error: ErrorInfo) -> ErrorInfo:
