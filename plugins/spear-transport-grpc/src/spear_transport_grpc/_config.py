@@ -11,7 +11,7 @@ _MAX_MESSAGE = (64 << 20) + (1 << 20)
 
 
 def _listen_entry(instance: object, attribute: object, value: str) -> None:
-    """A URL, or the plain name of a file: ``127.0.0.1:50052`` is neither, and no file by mistake."""
+    """A URL or the plain name of a file; ``127.0.0.1:50052`` is neither."""
     plain = bool(value) and value.isprintable() and not set("/:") & set(value)
     if not plain and "://" not in value:
         raise ValueError(
