@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from spear_core._requirements import check_requirement
 from spear_core._spec_file import SPEC_FILE, load_spec
 from spear_core.api import ArtifactUpload, IsolationLevel, Limits
 from spear_core.cli._options import SIZE
+from spear_core.client._upload import name_for
 
 __all__ = ["CodeOptions", "code_options", "make_upload", "name_for"]
 
@@ -102,11 +102,6 @@ def code_options(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def name_for(path: Path) -> str:
-    """An artifact name made from a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-_.")[:100] or "code"
 
 
 def _split(file: str) -> tuple[Path, str]:
