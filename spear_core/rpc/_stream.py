@@ -211,12 +211,16 @@ class Stream(trio.abc.AsyncResource):
         self._answer = answer
         self._changed.unpark_all()
 
-    def break_(self, error: Exception) -> None:
-        """Nothing goes on: every call raises ``error`` from now on."""
+    def lose(self, error: Exception) -> None:
+        """The session is over: what has arrived can still be received, then ``error`` is raised."""
         if self._broken is None:
             self._broken = error
-            self._inbox.clear()
         self._changed.unpark_all()
+
+    def break_(self, error: Exception) -> None:
+        """Nothing goes on: every call raises ``error`` from now on."""
+        self._inbox.clear()
+        self.lose(error)
 
 
 def _cost(message: Message) -> int:

@@ -73,7 +73,7 @@ class _Half:
         """Nobody reads here any more: drop what there is, and raise this to who writes."""
         self._chunks.clear()
         self._held = 0
-        self._refused = error
+        self._refused = self._refused or error
         self._changed.unpark_all()
 
 

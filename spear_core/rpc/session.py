@@ -325,7 +325,7 @@ class Session:
         for answered in self._pings.values():
             answered.set()
         for stream in self._streams.values():
-            stream.break_(self._error())
+            stream.lose(self._error())
         self._servants.cancel_all()
 
     # What the peer does.

@@ -209,6 +209,26 @@ async def test_the_sessions_end_breaks_streams(open_sides: Open) -> None:
             await stream.send(b"x")
 
 
+async def test_what_came_before_the_sessions_end_is_not_lost(open_sides: Open) -> None:
+    async def speak(call: Call, stream: Stream) -> Reply:
+        await stream.send(b"one")
+        await stream.send(b"two")
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with (
+        open_sides(on_stream=speak) as sides,
+        sides.client.open_stream("chat") as stream,
+    ):
+        assert await stream.receive() == b"one"
+        await sides.client.ping()
+        await sides.server._channel.aclose()
+        await sides.client.wait_closed()
+        assert await stream.receive() == b"two"
+        with pytest.raises(ChannelBrokenError):
+            await stream.receive()
+
+
 async def test_one_task_each_way(open_sides: Open) -> None:
     async def wait(call: Call, stream: Stream) -> Reply:
         await trio.sleep_forever()
