@@ -60,7 +60,8 @@ class AgentInstance(StreamingInstance):
         self._hostcalls = hostcalls
         self._cancel_grace = cancel_grace
         self._executions = 0
-        self._running = ""
+        self._concurrency = spec.artifact.concurrency
+        self._running: set[str] = set()
         self._latest = ""
         self._failed = trio.Event()
         self._reason = ""
@@ -79,21 +80,27 @@ class AgentInstance(StreamingInstance):
 
     def on_notice(self, call: Call) -> None:
         """A log entry; anything else is not for us."""
-        if call.method == "log" and call.args.get("execution_id") == self._latest:
-            level = str(call.args.get("level", "info"))
-            self._hostcalls.log(self._latest, str(call.args.get("message", "")), level=level)
+        execution = call.args.get("execution_id")
+        if call.method == "log" and (execution == self._latest or execution in self._running):
+            source = call.args.get("source")
+            self._hostcalls.log(
+                str(execution),
+                str(call.args.get("message", "")),
+                level=str(call.args.get("level", "info")),
+                source=source if source in ("stdout", "stderr") else "guest",
+            )
 
     async def on_request(self, call: Call) -> Reply:
-        """A hostcall, which only the execution that is running may make."""
+        """A hostcall, which only an execution that is running may make."""
         if call.method != "hostcall":
             raise SpearError(f"no method {call.method!r}", code="unimplemented")
         execution = call.args.get("execution_id")
-        if not self._running or execution != self._running:
+        if execution not in self._running:
             raise SpearError(
                 f"execution {execution!r} is not running here", code="failed_precondition"
             )
         name = str(call.args.get("name", ""))
-        answer = await self._hostcalls.call(self._running, name, bytes(call.payload))
+        answer = await self._hostcalls.call(str(execution), name, bytes(call.payload))
         return Reply(head={}, payload=answer)
 
     # the instance
@@ -113,9 +120,9 @@ class AgentInstance(StreamingInstance):
             finished = True
             return await self._unanswered(exc)
         finally:
-            self._running = ""
+            self._running.discard(request.execution_id)
             if not finished:
-                await self._stop()
+                await self._stop(request.execution_id)
         self._drain()
         return self._complete(response, before)
 
@@ -123,10 +130,12 @@ class AgentInstance(StreamingInstance):
         if self._failed.is_set():
             raise InstanceLostError(self._reason)
         self._executions += 1
-        self._running = self._latest = request.execution_id
-        self._guest.reset_peak_memory()
-        self.stdout.restart()
-        self.stderr.restart()
+        if not self._running:
+            self._guest.reset_peak_memory()
+            self.stdout.restart()
+            self.stderr.restart()
+        self._latest = request.execution_id
+        self._running.add(request.execution_id)
 
     async def _unanswered(self, error: SpearError) -> ExecutionResponse:
         """The worker did not answer, or with a refusal. Raises: InstanceLostError."""
@@ -151,14 +160,14 @@ class AgentInstance(StreamingInstance):
                 if self._plan.bounds.cpu is not None:
                     nursery = await stack.enter_async_context(open_service_nursery())
                     stack.callback(nursery.cancel_scope.cancel)
-                    nursery.start_soon(self._guest.watch_cpu, self._plan.bounds.cpu)
+                    nursery.start_soon(self._guest.watch_cpu, self._most_cpu())
                 raw = await stack.enter_async_context(self._session.open_stream("stream", args))
                 stream = AgentStream(raw, complete=complete, explain=self._unanswered)
                 yield stream
         finally:
-            self._running = ""
+            self._running.discard(request.execution_id)
             if stream is None or not stream.ended:
-                await self._stop()
+                await self._stop(request.execution_id)
 
     async def _ask(self, request: ExecutionRequest) -> ExecutionResponse:
         arguments = execution_request_to_args(request)
@@ -168,11 +177,16 @@ class AgentInstance(StreamingInstance):
     async def _ask_watched(self, request: ExecutionRequest) -> ExecutionResponse:
         """The same under a limit of CPU time."""
         async with open_service_nursery() as nursery:
-            nursery.start_soon(self._guest.watch_cpu, self._plan.bounds.cpu)
+            nursery.start_soon(self._guest.watch_cpu, self._most_cpu())
             try:
                 return await self._ask(request)
             finally:
                 nursery.cancel_scope.cancel()
+
+    def _most_cpu(self) -> float:
+        """CPU seconds of the worker; several executions cannot be told apart."""
+        assert self._plan.bounds.cpu is not None
+        return self._plan.bounds.cpu * self._concurrency
 
     def _complete(self, response: ExecutionResponse, before: float | None) -> ExecutionResponse:
         """Hold the answer to the output limit and add what only we know.
@@ -180,7 +194,7 @@ class AgentInstance(StreamingInstance):
         :param before: the worker's CPU time when the execution began.
         """
         told = response.usage
-        after = self._guest.own_cpu_seconds()
+        after = self._guest.own_cpu_seconds() if self._concurrency == 1 else None
         cpu = None if before is None or after is None else after - before
         usage = attrs.evolve(
             told,
@@ -221,13 +235,32 @@ class AgentInstance(StreamingInstance):
             self._reason = reason
             self._failed.set()
 
-    async def _stop(self) -> None:
-        """The execution was cancelled: let the worker clean up for a moment, then end it."""
+    async def _stop(self, execution_id: str) -> None:
+        """The execution was cancelled: let the worker clean up for a moment, then end it.
+
+        One that has others, too, goes on with them if this one ends by itself in time.
+        """
+        if self._concurrency > 1 and await self._has_ended(execution_id):
+            return
         self.fail(f"{self._name}: its execution was cancelled")
         with trio.move_on_after(self._cancel_grace, shield=True):
             await self.ask_to_end(self._cancel_grace)
             await self._guest.process.wait()
         await self._guest.end()
+
+    async def _has_ended(self, execution_id: str) -> bool:
+        """Whether a cancelled execution has ended within the grace; the worker says so."""
+        with trio.move_on_after(self._cancel_grace, shield=True):
+            try:
+                await self._session.request("ended", {"execution_id": execution_id})
+            except SpearError:
+                return False
+            return not self._failed.is_set()
+        return False
+
+    def fit(self) -> bool:
+        """See :meth:`Instance.fit`."""
+        return self._concurrency > 1 and not self._failed.is_set()
 
     async def ask_to_end(self, grace: float) -> None:
         """Tell the worker to finish what it does and exit."""
@@ -299,6 +332,7 @@ def _guest_spec(
             "SPEAR_ARTIFACT": artifact.ref,
             "SPEAR_ARTIFACT_FILENAME": artifact.filename,
             "SPEAR_ENTRY": artifact.entry,
+            "SPEAR_CONCURRENCY": str(artifact.concurrency),
             **code.for_agent(),
         },
         secrets=spec.secrets,

@@ -34,6 +34,7 @@ def spear_runtimes() -> Iterator[RuntimeSpec[ProcessConfig]]:
                 Capability.MEMORY_LIMIT,
                 Capability.STREAM,
                 Capability.REQUIREMENTS,
+                Capability.CONCURRENCY,
             }
         ),
     )

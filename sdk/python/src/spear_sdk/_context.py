@@ -12,7 +12,7 @@ from spear_sdk._errors import TaskCancelledError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, Protocol, Unpack
+    from typing import Any, ClassVar, Protocol, Unpack
 
     from spear_sdk._calls import CallOptions
 
@@ -222,6 +222,13 @@ class Running:
     """The execution this process is busy with, for threads that don't inherit the variable."""
 
     context: Context | None = None
+    several: ClassVar[set[Context]] = set()
+    """The executions of a worker that has several at the same time."""
+
+    @classmethod
+    def has(cls, context: Context) -> bool:
+        """Whether this execution is under way."""
+        return context is cls.context or context in cls.several
 
 
 def current_context() -> Context:
@@ -230,6 +237,8 @@ def current_context() -> Context:
     Raises: RuntimeError outside of an execution.
     """
     context = current.get(None) or Running.context
+    if context is None and len(Running.several) == 1:
+        (context,) = Running.several
     if context is None:
         raise RuntimeError("there is no context: no SPEAR function is running here")
     return context

@@ -63,13 +63,18 @@ class Hostcalls:
         self._numbers = itertools.count(2, 2)
         self._pending: dict[int, _Pending] = {}
 
-    def log(self, context: Context, level: str, message: str) -> None:
-        """Send one log entry; what is too long for one is cut."""
+    def log(self, context: Context, level: str, message: str, *, source: str = "") -> None:
+        """Send one log entry; what is too long for one is cut.
+
+        :param source: ``stdout`` or ``stderr`` for what was printed.
+        """
         entry = {
             "execution_id": context.execution_id,
             "level": level,
             "message": shortened(message, _MAX_LOG),
         }
+        if source:
+            entry["source"] = source
         self._channel.send(f.NOTICE, 0, pack({"method": "log", "args": entry}))
 
     def hostcall(self, context: Context, name: str, payload: bytes) -> bytes:
@@ -125,7 +130,7 @@ class Hostcalls:
 
     def _begin(self, pending: _Pending, name: str, payload: bytes) -> int:
         context = pending.context
-        if Running.context is not context:
+        if not Running.has(context):
             raise RuntimeError(f"hostcall {name}: the execution it belongs to has ended")
         if len(payload) > self._channel.max_payload:
             raise HostcallError(

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from spear_sdk._backends import AsyncioBackend, TrioBackend
 
 __all__ = ["main", "run_worker"]
 
@@ -64,7 +63,7 @@ class Worker:
         self._running: Execution | None = None
         self._streams: dict[int, WorkerStream] = {}
         self._stopping = False
-        self._backends: dict[str, AsyncioBackend | TrioBackend] = {}
+        self._backends: dict[str, Any] = {}
         self._logging_ready = False
         self._usage = Usage()
         self._completed_heads: dict[str, bytes] = {}
@@ -88,6 +87,13 @@ class Worker:
         self._load()
         self._channel.unwatch()
         self._usage.take()
+        self._work()
+        self._channel.watch()  # the node may die while the backends end
+        for backend in self._backends.values():
+            backend.close()
+
+    def _work(self) -> None:
+        """Execute what comes until the node says shutdown."""
         while self._queue or not self._stopping:
             if self._queue:
                 self._execute(self._queue.popleft())
@@ -95,9 +101,6 @@ class Worker:
             for backend in self._backends.values():
                 backend.idle(self._channel.fileno())
             self._channel.read()
-        self._channel.watch()  # the node may die while the backends end
-        for backend in self._backends.values():
-            backend.close()
 
     def _load(self) -> None:
         try:
@@ -164,11 +167,15 @@ class Worker:
             self._refuse(number, "unimplemented", f"this agent does not serve {what}")
 
     def _on_cancel(self, number: int) -> None:
-        running = self._running
-        for execution in (*self._queue, running):
-            if execution is not None and execution.number == number:
+        for execution in self._known():
+            if execution.number == number:
                 in_loop = execution.cancel()
                 self._hostcalls.cancel(execution.context, only_blocking=in_loop)
+
+    def _known(self) -> list[Execution]:
+        """What waits or runs."""
+        running = self._running
+        return [*self._queue, *(() if running is None else (running,))]
 
     def _refuse(self, number: int, code: str, message: str) -> None:
         name = "TaskCancelledError" if code == "cancelled" else "InvalidRequestError"
@@ -209,6 +216,10 @@ class Worker:
             current.reset(token)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # the guest may close it
             sys.stdout.flush()
+        self._answer(execution, head, payload)
+
+    def _answer(self, execution: Execution, head: bytes, payload: f.Buffer) -> None:
+        """Send it; an empty head says that it was cancelled."""
         if head:
             self._channel.send(f.RESPONSE, execution.number, head, payload)
         else:
@@ -262,7 +273,7 @@ class Worker:
         entry = self._entries[name] = Entry(fn)
         return entry
 
-    def _backend(self, name: str, awaitable: Any) -> AsyncioBackend | TrioBackend:
+    def _backend(self, name: str, awaitable: Any) -> Any:
         backend = self._backends.get(name)
         if backend is None:
             from spear_sdk import _backends
@@ -315,7 +326,12 @@ def run_worker(
     _set_up_streams()
     try:
         connection = connect(channel) if isinstance(channel, str) else channel
-        Worker(environ, connection).serve(secret)
+        worker = Worker
+        if int(environ.get("SPEAR_CONCURRENCY") or 1) > 1:
+            from spear_sdk._parallel import ParallelWorker
+
+            worker = ParallelWorker
+        worker(environ, connection).serve(secret)
     except (OSError, ValueError, f.ProtocolError) as exc:
         return _complain(f"the worker cannot serve the node: {exc}", 1)
     return 0
