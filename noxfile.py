@@ -25,7 +25,7 @@ nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 nox.options.reuse_venv = "yes"
 nox.options.sessions = [
-    "lint", "typing", "core", "alone", "together", "lowest", "docs", "packaging",
+    "lint", "typing", "core", "alone", "together", "lowest", "grpcio", "docs", "packaging",
 ]  # fmt: skip
 
 ROOT = Path(__file__).parent
@@ -157,6 +157,20 @@ def lowest(session: nox.Session) -> None:
     session.install(*_group("test"))
     session.run("uv", "pip", "list", "--quiet", external=True)
     _pytest(session, *_everything())
+
+
+@nox.session(python=OLDEST)
+@nox.parametrize("version", ["oldest", "newest"])
+def grpcio(session: nox.Session, version: str) -> None:
+    """What drives gRPC's C-core, over the oldest and the newest grpcio that we say is enough."""
+    name = "spear-transport-grpc"
+    _install(session, "spear-core", name)
+    dependencies = _project(BY_NAME[name])["project"]["dependencies"]
+    (range_,) = (r for r in dependencies if r.startswith("grpcio"))
+    resolution = {"oldest": "lowest-direct", "newest": "highest"}[version]
+    session.install("--resolution", resolution, "--upgrade", range_)
+    session.run("uv", "pip", "list", "--quiet", external=True)
+    _pytest(session, str(BY_NAME[name] / "tests"))
 
 
 def _everything() -> list[str]:
