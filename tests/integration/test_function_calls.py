@@ -59,6 +59,16 @@ def nap(seconds: str) -> str:
 
 
 @function
+def given(ctx: Context) -> dict[str, str]:
+    return dict(ctx.given)
+
+
+@function
+def hand_on(ctx: Context) -> dict[str, str]:
+    return ctx.invoke("agent:given", context={"by": "the agent"})
+
+
+@function
 def forever(ctx: Context) -> str:
     return ctx.invoke("agent:forever")
 """
@@ -137,6 +147,18 @@ async def test_a_function_that_calls_itself_for_ever(start_node: Callable[..., A
         await deploy(client)
         with trio.fail_after(60), pytest.raises(TaskFailedError, match="nested too deep"):
             await client.invoke("agent:forever")
+
+
+async def test_what_the_caller_said_reaches_every_kind_of_guest(node: Any) -> None:
+    said = {"for": "ada", "why": "\u00e9"}
+    async with connect(node.url) as client:
+        await deploy(client)
+        assert (await client.invoke("agent:given", context=said)).json() == said
+        assert (await client.invoke("agent:hand_on", context={})).json() == {"by": "the agent"}
+        command = b'#!/bin/sh\nprintf %s "$SPEAR_CONTEXT"\n'
+        await client.deploy(command, name="said", filename="said.sh")
+        assert (await client.invoke("said", context=said)).json() == said
+        assert (await client.invoke("said")).output == b""
 
 
 async def test_a_wasm_guest_calls_a_python_function(node: Any) -> None:

@@ -194,13 +194,14 @@ async def test_a_content_type_with_control_characters_is_refused(guests: Any) ->
         ("trace", "00-abc-def-01"),
         ("env.COLOUR", "green"),
         ("env.KEY", "hidden"),
+        ("context.for", "ada"),
     ],
 )
 async def test_context(guests: Any, name: str, value: str) -> None:
     answer = await ask(
         guests, f"(call $context_get {args(TEXT, len(name), BUFFER, CELL)})",
         text=name.encode(), capacity=64, attempt=3, trace="00-abc-def-01", env={"COLOUR": "green"},
-        values_of_secrets={"KEY": "hidden"},
+        values_of_secrets={"KEY": "hidden"}, context={"for": "ada"},
     )  # fmt: skip
     assert (answer.number, answer.buffer) == (len(value), value.encode())
 
@@ -213,7 +214,9 @@ async def test_the_deadline_is_a_time_of_day(guests: Any) -> None:
     assert abs(int(answer.buffer) / 1000 - 60 - time.time()) < 5
 
 
-@pytest.mark.parametrize("name", [b"deadline_ms", b"nonsense", b"env.ABSENT", b"x" * 300])
+@pytest.mark.parametrize(
+    "name", [b"deadline_ms", b"nonsense", b"env.ABSENT", b"context.for", b"x" * 300]
+)
 async def test_unknown_context_is_enoent(guests: Any, name: bytes) -> None:
     answer = await ask(
         guests, f"(call $context_get {args(TEXT, len(name), BUFFER, CELL)})",

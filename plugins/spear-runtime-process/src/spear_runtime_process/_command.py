@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -106,6 +107,7 @@ class CommandInstance(StreamingInstance):
                 "SPEAR_TASK_ID": request.task_id,
                 "SPEAR_ENTRY": request.entry,
                 **({"TRACEPARENT": request.trace} if request.trace else {}),
+                **({"SPEAR_CONTEXT": _as_json(request.context)} if request.context else {}),
                 **self._code.for_command(),
             },
             secrets=self._secrets,
@@ -227,3 +229,7 @@ class CommandInstance(StreamingInstance):
             memory_bytes=guest.memory_bytes() if guest else None,
             pid=guest.pid if guest else None,
         )
+
+
+def _as_json(context: Mapping[str, str]) -> str:
+    return json.dumps(dict(context), ensure_ascii=False, separators=(",", ":"))

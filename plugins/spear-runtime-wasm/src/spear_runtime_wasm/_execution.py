@@ -138,6 +138,8 @@ class Execution:
             return str(int((self.started_wall + request.deadline_s) * 1000))
         if name.startswith("env."):
             return self._environment.get(name[4:])
+        if name.startswith("context."):
+            return request.context.get(name[8:])
         facts = {
             "execution_id": request.execution_id,
             "task_id": request.task_id,

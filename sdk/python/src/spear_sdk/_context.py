@@ -77,6 +77,7 @@ class Context:
         "attempt",
         "deadline",
         "execution_id",
+        "given",
         "instance_id",
         "task_id",
         "trace",
@@ -96,6 +97,8 @@ class Context:
     """When the node stops the task, on the clock of ``time.monotonic()``; None: never."""
     trace: str
     """The W3C ``traceparent`` of the call, or empty."""
+    given: Mapping[str, str]
+    """What the caller said beside the input: ``spear invoke --context K=V``."""
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class Context:
         artifact: str = "",
         deadline: float | None = None,
         trace: str = "",
+        given: Mapping[str, str] | None = None,
     ) -> None:
         self._host = host
         self._cancelled = False
@@ -118,6 +122,7 @@ class Context:
         self.artifact = artifact
         self.deadline = deadline
         self.trace = trace
+        self.given = given or {}
 
     def __repr__(self) -> str:
         return f"<Context of task {self.task_id!r}, attempt {self.attempt}>"

@@ -195,6 +195,7 @@ class Worker:
             artifact=self._artifact,
             deadline=None if deadline is None else time.monotonic() + deadline,
             trace=request.get("trace") or "",
+            given=request.get("context") or {},
         )
 
     def _execute(self, execution: Execution) -> None:

@@ -130,6 +130,7 @@ class FakeContext(Context):
         deadline_s: float | None = None,
         attempt: int = 1,
         trace: str = "",
+        given: Mapping[str, str] | None = None,
     ) -> None:
         self._fake = _FakeHost(hostcalls or {}, functions or {})
         super().__init__(
@@ -141,6 +142,7 @@ class FakeContext(Context):
             artifact="test@1",
             deadline=None if deadline_s is None else time.monotonic() + deadline_s,
             trace=trace,
+            given=given,
         )
 
     @property
