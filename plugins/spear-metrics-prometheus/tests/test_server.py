@@ -168,24 +168,26 @@ async def test_a_node_that_fails_to_tell_is_a_500(port: int, measured: Measured)
 
 
 async def test_closing_lets_an_answer_under_way_be_given(
-    context: FrontDoorContext, measured: Measured
+    context: FrontDoorContext, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_server, "_LAST_ANSWERS_S", 3600.0)  # it is not patience that ends it
     measured.wait = trio.Event()
     answers: list[bytes] = []
-    async with trio.open_nursery() as nursery:
-        async with open_metrics_port(context, PrometheusConfig(listen="127.0.0.1:0")) as url:
-            port = int(url.split(":")[2].partition("/")[0])
-            idle = await trio.open_tcp_stream("127.0.0.1", port)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            async with open_metrics_port(context, PrometheusConfig(listen="127.0.0.1:0")) as url:
+                port = int(url.split(":")[2].partition("/")[0])
+                idle = await trio.open_tcp_stream("127.0.0.1", port)
 
-            async def scrape() -> None:
-                answers.append(await ask(port, get()))
+                async def scrape() -> None:
+                    answers.append(await ask(port, get()))
 
-            nursery.start_soon(scrape)
-            with trio.fail_after(10):
-                await measured.asked.wait()
-            nursery.start_soon(_set_soon, measured.wait)
-        assert await read_all(idle) == b""
-        await idle.aclose()
+                nursery.start_soon(scrape)
+                with trio.fail_after(10):
+                    await measured.asked.wait()
+                nursery.start_soon(_set_soon, measured.wait)
+            assert await read_all(idle) == b""
+            await idle.aclose()
     assert b"HTTP/1.1 200" in answers[0]
     with pytest.raises(OSError):
         await trio.open_tcp_stream("127.0.0.1", port)
