@@ -127,6 +127,8 @@ class _Opened:
 
 
 _numbers = itertools.count(1)
+_TOGETHER = 3
+"""Executions at the same time, as the sample ``meets`` has it."""
 
 
 def _request(payload: bytes = b"input\n") -> ExecutionRequest:
@@ -181,6 +183,10 @@ class RuntimeContract(StreamingPromises):
     """Uses 256 MiB of memory, then answers. Needed with ``Capability.MEMORY_LIMIT``."""
     logs: ClassVar[Sample | None] = None
     """Logs a line that contains ``hello from the guest``, then answers."""
+    meets: ClassVar[Sample | None] = None
+    """Given a name, logs ``hello from`` it, waits until three executions of this instance are here
+    at the same time, and answers with the name; a cancelled one is here no more. Needed with
+    ``Capability.CONCURRENCY``, for the shapes that can."""
     malformed: ClassVar[Sample | None] = None
     """Recognised by the runtime, but broken; ``None`` where any file of its kind can be run."""
     foreign: ClassVar[Sample] = Sample(filename="foreign.unheard-of", content=b"\x00\x01\x02")
@@ -376,6 +382,61 @@ class RuntimeContract(StreamingPromises):
                 await instance.check_health()
                 _assert_completed(await instance.execute(_request(payload)), payload)
                 assert instance.statistics().executions == number + 1
+
+    @promise
+    async def test_executions_share_an_instance(self, tmp_path: Path) -> None:
+        """``Capability.CONCURRENCY``: an instance has several executions at the same time, each
+        with its own answer and its own log."""
+        sample = self._concurrent_sample("meets")
+        async with (
+            self.open_runtime(tmp_path) as opened,
+            opened.instance(self._concurrent(opened, sample)) as instance,
+        ):
+            requests = [_request(b"%d" % number) for number in range(_TOGETHER)]
+
+            async def run(request: ExecutionRequest) -> None:
+                _assert_completed(await instance.execute(request), request.payload)
+
+            async with trio.open_nursery() as nursery:
+                for request in requests:
+                    nursery.start_soon(run, request)
+            assert instance.statistics().executions == _TOGETHER
+            for request in requests:
+                said = f"hello from {request.payload.decode()}"
+                assert said in opened.hostcalls.text_of(request.execution_id)
+
+    @promise
+    async def test_cancelling_one_execution_leaves_the_others(self, tmp_path: Path) -> None:
+        """``Capability.CONCURRENCY``: cancelling one of several stops only that one, or the
+        instance is not :meth:`~spear_core.api.Instance.fit` any more and the others raise."""
+        sample = self._concurrent_sample("meets")
+        async with (
+            self.open_runtime(tmp_path) as opened,
+            opened.instance(self._concurrent(opened, sample)) as instance,
+        ):
+            async with trio.open_nursery() as alone:
+                alone.start_soon(instance.execute, _request(b"0"))
+                await trio.sleep(0.2)
+                alone.cancel_scope.cancel()
+            if not instance.fit():
+                return
+            requests = [_request(b"%d" % number) for number in range(_TOGETHER)]
+
+            async def run(request: ExecutionRequest) -> None:
+                _assert_completed(await instance.execute(request), request.payload)
+
+            async with trio.open_nursery() as nursery:
+                for request in requests:
+                    nursery.start_soon(run, request)
+
+    def _concurrent_sample(self, name: str) -> Sample:
+        if Capability.CONCURRENCY not in self.spec.capabilities:
+            pytest.skip("CONCURRENCY is not declared")
+        return self._sample(name)
+
+    def _concurrent(self, opened: _Opened, sample: Sample) -> Artifact:
+        artifact = opened.artifact(sample, reuse=True)
+        return attrs.evolve(artifact, concurrency=2 * _TOGETHER)
 
     @promise
     async def test_instances_run_side_by_side(self, tmp_path: Path) -> None:

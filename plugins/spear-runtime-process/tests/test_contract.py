@@ -73,6 +73,30 @@ async def main(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 """,
     )
+    meets = Sample(
+        filename="meets.py",
+        content="""
+import asyncio
+from spear_sdk import function
+
+here = set()
+everybody = asyncio.Condition()
+
+@function
+async def main(name: str) -> str:
+    print("hello from", name)
+    me = object()
+    async with everybody:
+        here.add(me)
+        everybody.notify_all()
+        try:
+            await everybody.wait_for(lambda: len(here) >= 3)
+        except asyncio.CancelledError:
+            here.discard(me)
+            raise
+    return name
+""",
+    )
     floods = Sample(
         filename="floods.py",
         content="""
