@@ -19,6 +19,8 @@ from spear_core.api import (
     ArtifactConfig,
     ArtifactState,
     ArtifactUpload,
+    ErrorInfo,
+    ExecutionResponse,
     InvokeRequest,
     SecretSource,
     SpearletConfig,
@@ -29,7 +31,9 @@ from spear_core.errors import (
     ArtifactError,
     ArtifactInUseError,
     ArtifactNotFoundError,
+    CircuitOpenError,
     DependencyError,
+    InstanceLostError,
     InvalidRequestError,
     SecretNotFoundError,
     UnsupportedArtifactError,
@@ -462,7 +466,11 @@ async def test_secrets_reach_the_instance_and_nothing_else(
 
     async def behaviour(request: Any) -> Any:
         runtime.context.hostcalls.log(request.execution_id, f"key: {value}")
-        raise RuntimeError(f"no door opens to {value}")
+        if request.payload == b"answer":
+            details = {"stderr": f"said {value}"}
+            error = ErrorInfo(code="unknown", message=f"no door opens to {value}", details=details)
+            return ExecutionResponse.failed(error)
+        raise InstanceLostError(f"no door opens to {value}")
 
     monkeypatch.setattr(type(runtime), "open_instance", open_instance)
     runtime.behaviour = behaviour
@@ -471,13 +479,18 @@ async def test_secrets_reach_the_instance_and_nothing_else(
         for reuse in (True, False):
             upload = steered(secrets={"KEY": "key"}, reuse=reuse)
             await node.api.deploy(upload)
-            response = await node.api.invoke(InvokeRequest(function="f"))
-            assert not response.success
-            assert "***" in response.message
-            log = await node.api.read_log(response.task.task_id)
-            assert [entry.message for entry in log.entries] == ["key: ***"]
-            shown = [response, await node.api.get_artifact("f"), await node.api.list_artifacts()]
-            assert value not in repr(shown)
-        assert seen == [value, value]
+            for payload in (b"answer", b""):
+                response = await node.api.invoke(InvokeRequest(function="f", payload=payload))
+                assert not response.success
+                assert "no door opens to ***" in response.message
+                log = await node.api.read_log(response.task.task_id)
+                assert {entry.message for entry in log.entries} == {"key: ***"}
+                artifacts = [await node.api.get_artifact("f"), *await node.api.list_artifacts()]
+                assert value not in repr((response, artifacts))
+        assert set(seen) == {value}
+        for _ in range(config.execution.circuit_failures - 1):
+            await node.api.invoke(InvokeRequest(function="f"))
+        with pytest.raises(CircuitOpenError, match=r"no door opens to \*\*\*"):
+            await node.api.invoke(InvokeRequest(function="f"))  # told what broke last
     assert _files_with(value, tmp_path) == []
     assert "the key is ***" in (tmp_path / "state/logs/system.log").read_text()
