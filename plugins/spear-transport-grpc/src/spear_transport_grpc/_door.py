@@ -33,6 +33,8 @@ another connection."""
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME_HEADER = 9
 _HEADERS = 1
+_MOST_AHEAD = 64 << 10
+"""Bytes before a first call; no client has that much to say."""
 _FAREWELL_S = 2.0
 _PAUSE_S = 0.1
 
@@ -92,6 +94,8 @@ async def _first_call(connection: trio.socket.SocketType) -> None:
             if not more:
                 return
             data += more
+            if len(data) > _MOST_AHEAD:
+                return
         if data[at + 3] == _HEADERS:
             return
         at += _FRAME_HEADER + int.from_bytes(data[at : at + 3], "big")
@@ -133,8 +137,10 @@ class _Door:
             await self._wanted.wait()
             try:
                 await nursery.start(self.serve)
-            except* Exception as group:  # barrier: the node goes on without this door
-                self._context.plugin.log.error("the gRPC front door cannot open: %r", group)
+            except Exception as error:  # barrier: the node goes on without this door
+                self._context.plugin.log.error("the gRPC front door cannot open: %s", error)
+                self.remove()
+                watching.cancel_scope.cancel()
             self._served.set()
 
     async def _cancel_when_leaving(self, scope: trio.CancelScope) -> None:
@@ -145,6 +151,8 @@ class _Door:
         while True:
             try:
                 connection, _ = await each.listener.accept()
+            except trio.ClosedResourceError:
+                return
             except OSError as error:
                 self._context.plugin.log.warning("a client of gRPC has to wait: %s", error)
                 await trio.sleep(_PAUSE_S)
@@ -153,7 +161,7 @@ class _Door:
             nursery.start_soon(self._send_away, connection)
 
     async def _send_away(self, connection: trio.socket.SocketType) -> None:
-        """Let a client connect again, to the real server; without one it finds the door shut."""
+        """Let a client connect again, to the real server."""
         with connection:
             await self._served.wait()
             with suppress(OSError):
