@@ -34,7 +34,7 @@ while (here / "wait").exists():
     time.sleep(0.01)
 if (here / "fail").exists():
     sys.exit("error: no version of nosuch-package was found")
-(target / "installed.py").write_text(pathlib.Path(arguments["--requirements"]).read_text())
+(target / "installed.py").write_text(pathlib.Path(arguments["-r"]).read_text())
 """
 
 

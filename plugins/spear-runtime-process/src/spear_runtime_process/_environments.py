@@ -158,7 +158,7 @@ class Environments:
         command = [
             find_uv(self._config.uv),
             *("pip", "install", "--target", str(target), "--python", sys.executable),
-            *("--requirements", str(file), "--no-cache"),
+            *("-r", str(file), "--no-cache"),
             *("--link-mode", "copy", "--compile-bytecode", "--no-progress", "--color", "never"),
         ]
         if not self._config.build_requirements:
