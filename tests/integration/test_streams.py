@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import trio
 from spear_core.api import (
     MAX_CHUNK,
     ArtifactUpload,
+    InstanceState,
     InvokeRequest,
     InvokeResponse,
     InvokeStream,
@@ -330,6 +332,39 @@ async def test_half_of_a_stream_may_end_first(api: NodeApi) -> None:
             await stream.send_eof()
             assert (await stream.result()).success
         assert (await log_of(api, stream.task_id)).strip() == "100000"
+
+
+@pytest.mark.parametrize("kind", FILES)
+async def test_leaving_at_any_moment(api: NodeApi, kind: str) -> None:
+    """Early, in the middle of a chunk, at its end: the task is final, and the next call is well."""
+    name = await deployed(api, kind)
+    chance = random.Random(7)
+    left: list[str] = []
+
+    async def leave_sometime(delay: float) -> None:
+        with trio.move_on_after(delay):
+            async with api.stream(InvokeRequest(function=name)) as stream:
+                left.append(stream.task_id)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(read_all, stream)
+                    for _ in range(chance.randrange(30)):
+                        await stream.send(bytes(chance.choice([1, 1000, 200_000])))
+                    await stream.send_eof()
+                await stream.result()
+
+    with trio.fail_after(120):
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(leave_sometime, chance.random() ** 2 * 0.3)
+        for task_id in left:
+            assert (await api.get_task(task_id)).state.is_final
+        async with api.stream(InvokeRequest(function=name)) as stream:
+            await stream.send(b"well")
+            assert await stream.receive() == b"well"
+        own = [i for i in await api.list_instances() if i.artifact.startswith(f"{name}@")]
+        assert [i for i in own if i.state is InstanceState.RUNNING] == []
+    assert len(left) > 10
 
 
 async def test_a_node_that_is_killed_ends_its_streams(
