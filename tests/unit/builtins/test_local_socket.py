@@ -347,7 +347,10 @@ async def test_who_says_nothing_right_first_is_turned_away(
         ({"method": "get_task", "args": {"task_id": 5}}, "malformed arguments"),
         ({"method": "get_task", "args": {"task_id": "t", "force": True}}, "no argument force"),
         ({"method": "invoke", "args": {}}, "malformed arguments"),
-        ({"method": "invoke", "args": {"function": "f", "mode": "later"}}, "malformed arguments"),
+        (
+            {"method": "invoke", "args": {"function": "f", "mode": "later"}},
+            "mode 'later' does not exist",
+        ),
         ({"method": "get_task", "args": {}}, "task_id"),
     ],
 )
