@@ -25,8 +25,15 @@ _SETTINGS = tuple(field.name for field in attrs.fields(ArtifactSettings))
 
 
 def settings_of(value: ArtifactSettings) -> dict[str, Any]:
-    """The settings of an upload, a version or an artifact, by name."""
-    return {name: getattr(value, name) for name in _SETTINGS}
+    """The settings of an upload, a version or an artifact, by name.
+
+    A caller in this process may have given a list where a file has a tuple: they are the same.
+    """
+    settings = {name: getattr(value, name) for name in _SETTINGS}
+    return {
+        name: tuple(setting) if isinstance(setting, list) else setting
+        for name, setting in settings.items()
+    }
 
 
 @attrs.frozen(kw_only=True)

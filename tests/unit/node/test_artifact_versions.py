@@ -98,6 +98,16 @@ async def test_the_same_as_the_latest_is_that_version_the_same_as_another_is_a_n
     assert artifacts.resolve("f@1")[0].digest == artifacts.resolve("f@4")[0].digest
 
 
+async def test_a_list_and_a_tuple_of_arguments_are_the_same(
+    artifacts: ArtifactStore, tmp_path: Path
+) -> None:
+    one = ArtifactUpload(name="f", filename="f.py", content=b"one", args=("-x",))
+    two = attrs.evolve(one, args=["-x"])  # type: ignore[arg-type]
+    assert [(await deploy(artifacts, u)).version for u in (two, one)] == [1, 1]
+    again = ArtifactStore(tmp_path / "artifacts", warn=pytest.fail)
+    assert (await deploy(again, two)).version == 1
+
+
 async def test_when_the_latest_goes_the_newest_that_is_left_is(
     artifacts: ArtifactStore, add_artifact: Add
 ) -> None:
