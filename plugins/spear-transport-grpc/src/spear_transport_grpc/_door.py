@@ -2,8 +2,8 @@
 
 On Unix sockets, which is all it does by default, it costs nothing until somebody comes: a socket
 of our own listens, and only the first client makes the node load grpcio (100 ms and 20 MiB). The
-server of C-core then takes over the path, and whoever came through ours is told, in the words of
-HTTP/2, to make the call again on another connection, which every gRPC library does by itself.
+server of C-core then takes over the path. Whoever came through ours before is passed on, byte by
+byte, for as long as that connection lasts.
 """
 
 from __future__ import annotations
@@ -20,22 +20,13 @@ import trio
 
 from spear_core.api import FrontDoorContext
 from spear_core.errors import ChannelError, ConfigError, SpearError
-from spear_core.rpc.socket_listener import bind_unix
+from spear_core.rpc.socket_listener import bind_unix, short_path
 from spear_transport_grpc._address import TcpAddress, UnixAddress, parse
 from spear_transport_grpc._config import DoorConfig
 
 __all__ = ["open_grpc_door"]
 
-_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
-_GOAWAY = b"\0\0\x08\7\0\0\0\0\0" + bytes(8)
-"""No stream was looked at, and no error (RFC 9113, 6.8): the client may send everything again on
-another connection."""
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_FRAME_HEADER = 9
-_HEADERS = 1
-_MOST_AHEAD = 64 << 10
-"""Bytes before a first call; no client has that much to say."""
-_FAREWELL_S = 2.0
+_BLOCK = 64 << 10
 _PAUSE_S = 0.1
 
 
@@ -83,22 +74,11 @@ def _only(group: BaseExceptionGroup[SpearError]) -> Exception:
     return error
 
 
-async def _first_call(connection: trio.socket.SocketType) -> None:
-    """Wait until the client has begun a call: told to go before that, C-core's now and then waits
-    for ever for an answer on a connection that is gone."""
-    data = b""
-    at = len(_PREFACE)
-    while True:
-        while len(data) < at + _FRAME_HEADER:
-            more = await connection.recv(65536)
-            if not more:
-                return
-            data += more
-            if len(data) > _MOST_AHEAD:
-                return
-        if data[at + 3] == _HEADERS:
-            return
-        at += _FRAME_HEADER + int.from_bytes(data[at : at + 3], "big")
+async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    """Pass bytes on until the source ends, then the end."""
+    async for data in source:
+        await sink.send_all(data)
+    await sink.send_eof()
 
 
 class _Door:
@@ -115,7 +95,9 @@ class _Door:
         self._places = places
         self._sockets: list[_Socket] = []
         self._wanted = trio.Event()
-        self._served = trio.Event()
+        self._decided = trio.Event()
+        self._serving = False
+        self._stopped = trio.Event()
         self._files: dict[Path, os.stat_result] = {}
         self.leaving = trio.Event()
 
@@ -130,24 +112,30 @@ class _Door:
 
     async def wait_for_first(self, nursery: trio.Nursery) -> None:
         """Watch our sockets; with the first client, open the real server."""
-        async with trio.open_nursery() as watching:
-            for each in self._sockets:
-                watching.start_soon(self._watch, each, watching)
-            watching.start_soon(self._cancel_when_leaving, watching.cancel_scope)
-            await self._wanted.wait()
-            try:
-                await nursery.start(self.serve)
-            except Exception as error:  # barrier: the node goes on without this door
-                self._context.plugin.log.error("the gRPC front door cannot open: %s", error)
-                self.remove()
-                watching.cancel_scope.cancel()
-            self._served.set()
+        async with trio.open_nursery() as passing:
+            async with trio.open_nursery() as watching:
+                for each in self._sockets:
+                    watching.start_soon(self._watch, each, passing)
+                watching.start_soon(self._cancel_when_leaving, watching.cancel_scope)
+                await self._wanted.wait()
+                try:
+                    await nursery.start(self.serve)
+                except Exception as error:  # barrier: the node goes on without this door
+                    self._context.plugin.log.error("the gRPC front door cannot open: %s", error)
+                    self.remove()
+                    watching.cancel_scope.cancel()
+                else:
+                    self._serving = True
+                self._decided.set()
+            if self._serving:
+                await self._stopped.wait()  # calls may be under way on what we pass
+            passing.cancel_scope.cancel()
 
     async def _cancel_when_leaving(self, scope: trio.CancelScope) -> None:
         await self.leaving.wait()
         scope.cancel()
 
-    async def _watch(self, each: _Socket, nursery: trio.Nursery) -> None:
+    async def _watch(self, each: _Socket, passing: trio.Nursery) -> None:
         while True:
             try:
                 connection, _ = await each.listener.accept()
@@ -158,20 +146,30 @@ class _Door:
                 await trio.sleep(_PAUSE_S)
                 continue
             self._wanted.set()
-            nursery.start_soon(self._send_away, connection)
+            passing.start_soon(self._pass, trio.SocketStream(connection), each.address.path)
 
-    async def _send_away(self, connection: trio.socket.SocketType) -> None:
-        """Let a client connect again, to the real server."""
-        with connection:
-            await self._served.wait()
-            with suppress(OSError):
-                await connection.send(_SETTINGS)
-                await _first_call(connection)
-            with suppress(OSError), trio.move_on_after(_FAREWELL_S):
-                await connection.send(_GOAWAY)
-                connection.shutdown(socket.SHUT_WR)
-                while await connection.recv(4096):
-                    pass
+    async def _pass(self, client: trio.SocketStream, path: Path) -> None:
+        """Connect a client that came early to the real server, once that is there."""
+        async with client:
+            await self._decided.wait()
+            if not self._serving:
+                return
+            inner = trio.socket.socket(socket.AF_UNIX)
+            server = trio.SocketStream(inner)
+            with suppress(OSError, trio.BrokenResourceError):
+                async with server:
+                    with short_path(path) as short:
+                        await inner.connect(short)
+                    await self._pump_both(client, server)
+
+    async def _pump_both(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_pump, client, server)
+                await _pump(server, client)
+                nursery.cancel_scope.cancel()  # a server that is done with it needs no more
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # one side is gone: the other hears it as we close
 
     async def serve(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
@@ -189,6 +187,8 @@ class _Door:
                 await self.leaving.wait()
         except OSError as error:
             raise ChannelError(f"the gRPC front door cannot open: {error}") from error
+        finally:
+            self._stopped.set()
 
     def remove(self) -> None:
         """Close our sockets and remove the files that are still ours."""
