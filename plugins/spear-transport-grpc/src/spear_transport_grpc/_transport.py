@@ -156,7 +156,8 @@ class GrpcTransport(Transport):
         at = _parse(address)
         async with self._starting:
             if not self._port:
-                self._port = await self._nursery.start(self._serve, at)
+                port = Port(address=at.target, credentials=_server_tls(self._config))
+                self._port = await self._nursery.start(self._serve, port)
         if at.host != self._config.channel_host or at.port not in (0, self._port):
             raise ChannelError(f"cannot listen at {address}: this node's port is {self._port}")
         if at.name in self._listeners:
@@ -170,9 +171,8 @@ class GrpcTransport(Transport):
             await trio.aclose_forcefully(listener)
 
     async def _serve(
-        self, at: _Address, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+        self, port: Port, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        port = Port(address=at.target, credentials=_server_tls(self._config))
         methods = {_METHOD: Streaming(self._take)}
         try:
             async with open_server(
@@ -181,7 +181,7 @@ class GrpcTransport(Transport):
                 task_status.started(server.ports[0])
                 await self.leaving.wait()
         except OSError as error:
-            raise ChannelError(f"cannot listen at {at}: {error}") from error
+            raise ChannelError(str(error)) from error
 
     async def _take(self, call: ServerCall) -> None:
         name = next((value for key, value in call.metadata() if key == _NAME), "")
