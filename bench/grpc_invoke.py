@@ -105,6 +105,8 @@ def echo_server(path: Path) -> Iterator[None]:
 
 async def measure(node: NodeProcess, path: Path) -> dict[str, Subject]:
     door = node.paths.root / "grpc.sock"
+    async with plugin.connect(f"grpc+unix://{door}"):
+        pass  # the first client makes the node load grpcio, and is passed on by the node
     async with (
         node.connect() as local,
         plugin.connect(f"grpc+unix://{door}") as typed,
@@ -159,7 +161,13 @@ def show(report: Report, subjects: dict[str, Subject]) -> None:
         floor=typed.rate,
         target=f">= {3 * typed.rate:.0f}",
     )
-    report.row("local socket, p50 (floor: over gRPC)", local.p50, "us", floor=typed.p50)
+    report.row(
+        "local socket, one caller (floor: over gRPC)",
+        1e6 / local.p50,
+        "/s",
+        floor=1e6 / typed.p50,
+        target=f">= {3e6 / typed.p50:.0f}",
+    )
 
 
 def main() -> None:
