@@ -276,6 +276,11 @@ async def test_what_nobody_has_used_for_long_is_removed(desk: Desk) -> None:
         assert list(desk.root.iterdir()) == []
 
 
+def test_the_installer_is_named(desk: Desk) -> None:
+    with desk.open() as environments:
+        assert environments.installer() == f"installed with {desk.folder}/uv"
+
+
 def test_uv_comes_with_this_distribution() -> None:
     assert os.access(find_uv(""), os.X_OK)
     assert find_uv("/opt/uv") == "/opt/uv"

@@ -172,7 +172,10 @@ async def test_fingerprint_tells_every_layer(place) -> None:
     async with place.open() as runtime:
         fingerprint = await runtime.fingerprint()
     assert fingerprint.health is Health.HEALTHY
-    assert list(fingerprint.details) == ["isolation", "limits", "syscalls", "namespaces", "cgroup"]
+    assert list(fingerprint.details) == [
+        *("isolation", "limits", "syscalls", "namespaces", "cgroup"),
+        "requirements",
+    ]
 
 
 async def test_what_is_missing_is_named_with_its_remedy(place) -> None:

@@ -62,6 +62,13 @@ class Environments:
         wanted = _wanted(requirements)
         return self._root / self._key(wanted) / "site" if wanted else None
 
+    def installer(self) -> str:
+        """What installs requirements here, or why nothing does."""
+        try:
+            return f"installed with {find_uv(self._config.uv)}"
+        except RuntimeFault as error:
+            return str(error)
+
     def _key(self, wanted: Sequence[str]) -> str:
         decided_by = [
             "1",

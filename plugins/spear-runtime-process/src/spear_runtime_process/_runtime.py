@@ -67,7 +67,7 @@ class ProcessRuntime(Runtime):
         return Fingerprint(
             health=Health.HEALTHY,
             message=f"isolation up to level {level!r}",
-            details=self._machine.details(),
+            details={**self._machine.details(), "requirements": self._environments.installer()},
         )
 
     def _place(self, artifact: Artifact) -> Place:
