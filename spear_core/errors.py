@@ -40,7 +40,14 @@
     ├── StoreError
     │   ├── ObjectNotFoundError
     │   ├── ObjectConflictError
-    │   └── StoreFullError
+    │   ├── MetadataConflictError
+    │   ├── CompactedError
+    │   ├── LeaseNotFoundError
+    │   ├── SnapshotExpiredError
+    │   ├── StoreCorruptError
+    │   ├── StoreFormatError
+    │   ├── StoreFullError
+    │   └── StoreInUseError
     ├── ConfigError
     ├── PluginError
     └── ClusterError
@@ -70,6 +77,7 @@ __all__ = [
     "ChannelTimeoutError",
     "CircuitOpenError",
     "ClusterError",
+    "CompactedError",
     "ConfigError",
     "DependencyError",
     "IdempotencyConflictError",
@@ -78,6 +86,8 @@ __all__ = [
     "InstanceStartError",
     "InvalidRequestError",
     "IsolationUnavailableError",
+    "LeaseNotFoundError",
+    "MetadataConflictError",
     "NodeAlreadyRunningError",
     "NodeStoppingError",
     "NodeUnreachableError",
@@ -90,9 +100,13 @@ __all__ = [
     "RuntimeNotFoundError",
     "RuntimeUnavailableError",
     "SecretNotFoundError",
+    "SnapshotExpiredError",
     "SpearError",
+    "StoreCorruptError",
     "StoreError",
+    "StoreFormatError",
     "StoreFullError",
+    "StoreInUseError",
     "TaskCancelledError",
     "TaskError",
     "TaskFailedError",
@@ -413,10 +427,82 @@ class ObjectConflictError(StoreError):
         self.current = current
 
 
+class MetadataConflictError(StoreError):
+    """A write named a revision of a key that is no longer current.
+
+    :param current: the revision that last wrote it (0: the key does not exist).
+    """
+
+    code = "aborted"
+    retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        current: int = 0,
+        code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        self.current = current
+
+
+class CompactedError(StoreError):
+    """The history that was asked for is gone: read anew, and watch from what was read.
+
+    :param compacted: the oldest revision that can still be read.
+    """
+
+    code = "out_of_range"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        compacted: int = 0,
+        code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        self.compacted = compacted
+
+
+class LeaseNotFoundError(StoreError):
+    """The lease has ended, or never was."""
+
+    code = "not_found"
+
+
+class SnapshotExpiredError(StoreError):
+    """The snapshot was held for longer than its store can afford; take a new one."""
+
+    code = "aborted"
+    retryable = True
+
+
+class StoreCorruptError(StoreError):
+    """What is on disk is not what the store wrote; the message names the file and what to do."""
+
+    code = "data_loss"
+
+
+class StoreFormatError(StoreError):
+    """The files were written by a newer version, or by something else; nothing was touched."""
+
+    code = "failed_precondition"
+
+
 class StoreFullError(StoreError):
-    """The store has reached its size limit and may evict nothing more."""
+    """The store has reached its size limit, or the disk its end, and may evict nothing more."""
 
     code = "resource_exhausted"
+
+
+class StoreInUseError(StoreError):
+    """Another process has the store's files open."""
+
+    code = "failed_precondition"
 
 
 class ConfigError(SpearError):

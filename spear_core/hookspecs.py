@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spear_core.api import (
         FrontDoorSpec,
         HostcallSpec,
+        MetadataStoreSpec,
         ObjectStoreSpec,
         RuntimeSpec,
         SchedulerSpec,
@@ -36,6 +37,7 @@ __all__ = [
     "spear_commands",
     "spear_front_doors",
     "spear_hostcalls",
+    "spear_metadata_stores",
     "spear_object_stores",
     "spear_runtimes",
     "spear_schedulers",
@@ -85,6 +87,20 @@ def spear_object_stores() -> Iterable[ObjectStoreSpec[Any]]:
         @hookimpl
         def spear_object_stores():
             yield ObjectStoreSpec(name="disk", open=open_disk, config_cls=DiskConfig, priority=5)
+    """
+    raise AssertionError("a hookspec is never called")
+
+
+@hookspec
+def spear_metadata_stores() -> Iterable[MetadataStoreSpec[Any]]:
+    """Declare metadata stores; the node opens the one its configuration names, else the one with
+    the highest ``priority``.
+
+    Called once when plugins are loaded. ``None`` or an empty iterable: this plugin has none::
+
+        @hookimpl
+        def spear_metadata_stores():
+            yield MetadataStoreSpec(name="disk", open=open_disk, config_cls=DiskConfig, priority=5)
     """
     raise AssertionError("a hookspec is never called")
 

@@ -25,6 +25,7 @@ from spear_core._toml_path import nearest
 from spear_core.api import (
     FrontDoorSpec,
     HostcallSpec,
+    MetadataStoreSpec,
     ObjectStoreSpec,
     RuntimeSpec,
     SchedulerSpec,
@@ -58,6 +59,7 @@ _SPECS: Mapping[str, tuple[str, type[Any]]] = {
     "spear_runtimes": ("runtime", RuntimeSpec),
     "spear_transports": ("transport", TransportSpec),
     "spear_object_stores": ("object store", ObjectStoreSpec),
+    "spear_metadata_stores": ("metadata store", MetadataStoreSpec),
     "spear_schedulers": ("scheduler", SchedulerSpec),
     "spear_hostcalls": ("hostcall", HostcallSpec),
     "spear_front_doors": ("front door", FrontDoorSpec),
@@ -126,6 +128,7 @@ class Plugins:
     runtimes: Mapping[str, Owned[RuntimeSpec[Any]]]
     transports: Mapping[str, Owned[TransportSpec[Any]]]
     object_stores: Mapping[str, Owned[ObjectStoreSpec[Any]]]
+    metadata_stores: Mapping[str, Owned[MetadataStoreSpec[Any]]]
     schedulers: Mapping[str, Owned[SchedulerSpec[Any]]]
     hostcalls: Mapping[str, Owned[HostcallSpec[Any]]]
     """By hostcall name; a spec appears once for each of its names."""
@@ -150,6 +153,7 @@ class Plugins:
             self.runtimes,
             self.transports,
             self.object_stores,
+            self.metadata_stores,
             self.schedulers,
             self.hostcalls,
             self.front_doors,
@@ -414,6 +418,7 @@ class _Loading:
             runtimes=specs["runtime"],
             transports=specs["transport"],
             object_stores=specs["object store"],
+            metadata_stores=specs["metadata store"],
             schedulers=specs["scheduler"],
             hostcalls=specs["hostcall"],
             front_doors=specs["front door"],

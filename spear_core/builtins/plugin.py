@@ -9,6 +9,7 @@ from spear_core import hookimpl
 from spear_core.api import (
     FrontDoorSpec,
     HostcallSpec,
+    MetadataStoreSpec,
     ObjectStoreSpec,
     SchedulerSpec,
     TransportSpec,
@@ -16,6 +17,7 @@ from spear_core.api import (
 from spear_core.builtins.functions import NAMES, FunctionsConfig, open_functions
 from spear_core.builtins.local_first import LocalFirst, LocalFirstConfig
 from spear_core.builtins.local_socket import LocalSocketConfig, connect, open_local_socket
+from spear_core.builtins.memory_metadata import MemoryMetadataConfig, open_memory_metadata
 from spear_core.builtins.memory_store import MemoryStoreConfig, open_memory_store
 from spear_core.builtins.memory_transport import MemoryTransportConfig, open_memory_transport
 
@@ -23,6 +25,13 @@ from spear_core.builtins.memory_transport import MemoryTransportConfig, open_mem
 @hookimpl
 def spear_object_stores() -> Iterable[ObjectStoreSpec[Any]]:
     yield ObjectStoreSpec(name="memory", open=open_memory_store, config_cls=MemoryStoreConfig)
+
+
+@hookimpl
+def spear_metadata_stores() -> Iterable[MetadataStoreSpec[Any]]:
+    yield MetadataStoreSpec(
+        name="memory", open=open_memory_metadata, config_cls=MemoryMetadataConfig
+    )
 
 
 @hookimpl

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         make_context,
         open_channels,
     )
+    from spear_core.testing._metadata_contract import MetadataStoreContract
     from spear_core.testing._promise import promise
     from spear_core.testing._resources import Resources
     from spear_core.testing._runtime_contract import RuntimeContract, Sample
@@ -40,6 +41,7 @@ _HOMES = {
     "_channel_contract": ("ChannelContract", "ChannelPair"),
     "_check_plugin": ("Problem", "assert_plugin_ok", "check_plugin"),
     "_fakes": ("FakeChannels", "FakeHostcalls", "LoggedEntry", "make_context", "open_channels"),
+    "_metadata_contract": ("MetadataStoreContract",),
     "_promise": ("promise",),
     "_resources": ("Resources",),
     "_runtime_contract": ("RuntimeContract", "Sample"),
@@ -55,6 +57,7 @@ __all__ = [
     "FakeChannels",
     "FakeHostcalls",
     "LoggedEntry",
+    "MetadataStoreContract",
     "ObjectStoreContract",
     "Problem",
     "Resources",

@@ -103,6 +103,7 @@ def _owned(name: str, plugins: Plugins) -> Iterator[tuple[str, Any]]:
         "runtime": plugins.runtimes,
         "transport": plugins.transports,
         "object-store": plugins.object_stores,
+        "metadata-store": plugins.metadata_stores,
         "scheduler": plugins.schedulers,
         "hostcall": plugins.hostcalls,
         "front-door": plugins.front_doors,

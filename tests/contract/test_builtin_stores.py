@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from spear_core.builtins import plugin
+from spear_core.builtins.memory_metadata import MemoryMetadataConfig
 from spear_core.builtins.memory_store import MemoryStoreConfig
-from spear_core.testing import ObjectStoreContract, SchedulerContract
+from spear_core.testing import MetadataStoreContract, ObjectStoreContract, SchedulerContract
 
 
 class TestMemoryStore(ObjectStoreContract):
     (spec,) = plugin.spear_object_stores()
     small_config = MemoryStoreConfig(memory_store_bytes=100_000)
+
+
+class TestMemoryMetadata(MetadataStoreContract):
+    (spec,) = plugin.spear_metadata_stores()
+    small_config = MemoryMetadataConfig(memory_metadata_bytes=100_000)
 
 
 class TestLocalFirst(SchedulerContract):

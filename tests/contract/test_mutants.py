@@ -38,6 +38,7 @@ def _planted() -> Iterator[tuple[str, type[Any], Path]]:
 MUTANTS = {name: cls for name, cls, _ in _planted()}
 FILES = {name: path for name, _, path in _planted()}
 SOUND = {
+    "TestSoundMetadata": "metadata",
     "TestSoundRuntime": "runtimes",
     "TestSoundScheduler": "schedulers",
     "TestSoundStore": "stores",

@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 
 from spear_core.api import SpearletConfig
+from spear_core.builtins.memory_metadata import MemoryMetadataConfig
 from spear_core.builtins.memory_store import MemoryStoreConfig
 from spear_core.config import load_config
 from spear_core.plugins import load_plugins
@@ -33,7 +34,10 @@ def toml(value: object) -> str:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     settings = attrs.asdict(SpearletConfig())
-    settings["plugins.builtins"] = attrs.asdict(MemoryStoreConfig())
+    builtins = (MemoryStoreConfig(), MemoryMetadataConfig())
+    settings["plugins.builtins"] = {
+        k: v for part in builtins for k, v in attrs.asdict(part).items()
+    }
     expected = {
         name: {setting: toml(value) for setting, value in section.items()}
         for name, section in settings.items()

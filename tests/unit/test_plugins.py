@@ -84,6 +84,7 @@ def test_builtins_load_with_nothing_else() -> None:
     plugins = load_plugins([])
     assert listed(plugins, "builtins").distribution == "spear-core"
     assert plugins.object_stores["memory"].plugin_name == "builtins"
+    assert plugins.metadata_stores["memory"].plugin_name == "builtins"
     assert "memory" in plugins.transports
     assert "local-first" in plugins.schedulers
     assert plugins.front_doors
@@ -117,6 +118,9 @@ def spear_transports():
 def spear_object_stores():
     yield ObjectStoreSpec(name="o", open=print, config_cls=Config)
 @hookimpl
+def spear_metadata_stores():
+    yield MetadataStoreSpec(name="m", open=print, config_cls=Config)
+@hookimpl
 def spear_schedulers():
     return None
 @hookimpl
@@ -136,6 +140,7 @@ def spear_commands(cli):
         "front-door:f",
         "hostcall:geo.a",
         "hostcall:geo.b",
+        "metadata-store:m",
         "object-store:o",
         "transport:t",
     ]
