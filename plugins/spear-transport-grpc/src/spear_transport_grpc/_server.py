@@ -52,6 +52,7 @@ async def open_door_server(
         context.node,
         task_timeout_s=context.plugin.spearlet_config.execution.task_timeout_ms / 1000,
         max_artifact=context.plugin.spearlet_config.artifacts.max_bytes,
+        certificates=bool(config.client_ca),
     )
     methods = dict(services.methods())
     names = {method.split("/")[1] for method in methods}

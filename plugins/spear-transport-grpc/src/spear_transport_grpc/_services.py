@@ -68,12 +68,16 @@ class NodeServices:
 
     :param task_timeout_s: the deadline of tasks that name none.
     :param max_artifact: bytes of code that a deployment may have.
+    :param certificates: clients may have one that is checked.
     """
 
-    def __init__(self, node: NodeApi, *, task_timeout_s: float, max_artifact: int) -> None:
+    def __init__(
+        self, node: NodeApi, *, task_timeout_s: float, max_artifact: int, certificates: bool
+    ) -> None:
         self._node = node
         self._task_timeout_s = task_timeout_s
         self._max_artifact = max_artifact
+        self._certificates = certificates
 
     def methods(self) -> Mapping[str, Method]:
         """``/package.Service/Method`` → how it is done."""
@@ -116,7 +120,7 @@ class NodeServices:
             if left < self._task_timeout_s:
                 left -= left * _ROUNDING + min(_MARGIN_S, left / 20)
                 changes["timeout_s"] = max(0.001, left)
-        if caller := caller_of(call):
+        if self._certificates and (caller := caller_of(call)):
             changes["caller"] = caller
         if not request.trace:
             for key, value in call.metadata():
