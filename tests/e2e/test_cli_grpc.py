@@ -58,6 +58,7 @@ def wait_for(node: Through, state: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("node", ["unix"], indirect=True)
 def test_a_day_at_the_node(node: Through) -> None:
     script = node.home.folder / "hello.sh"
     script.write_text('#!/bin/sh\nread -r name\necho "hello $name"\necho noted >&2\n')
