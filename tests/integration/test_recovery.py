@@ -1,0 +1,218 @@
+"""Workers that are killed, a queue that stays full, a signal at full load: with the real parts."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from spear_core.api import (
+    ArtifactUpload,
+    ExecutionMode,
+    InstanceState,
+    InvokeRequest,
+    NodeApi,
+    RetryPolicy,
+    TaskState,
+)
+from spear_core.builtins.local_socket import connect
+from spear_core.errors import CircuitOpenError, ResourceExhaustedError, SpearError
+
+AGENT = b"""
+import os, signal, time
+from pathlib import Path
+
+from spear_sdk import function
+
+
+@function
+def nap(seconds: str) -> int:
+    time.sleep(float(seconds))
+    return os.getpid()
+
+
+@function
+def die(text: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+UPLOAD = ArtifactUpload(
+    name="agent",
+    filename="agent.py",
+    content=AGENT,
+    retry=RetryPolicy(initial_backoff_s=0.01),
+)
+
+
+@asynccontextmanager
+async def deployed(node: Any, **settings: Any) -> AsyncIterator[NodeApi]:
+    async with connect(node.url) as api:
+        with trio.fail_after(90):
+            await api.deploy(attrs.evolve(UPLOAD, **settings))
+            yield api
+
+
+def call(entry: str, payload: str = "", **more: Any) -> InvokeRequest:
+    return InvokeRequest(function=f"agent:{entry}", payload=payload.encode(), **more)
+
+
+async def worker(api: NodeApi, state: InstanceState) -> int:
+    """The pid of a worker in this state, once there is one."""
+    while True:
+        for instance in await api.list_instances():
+            if instance.state is state and instance.pid:
+                return instance.pid
+        await trio.sleep(0.01)
+
+
+async def test_a_worker_killed_before_its_execution_costs_nobody_anything(
+    start_node: Callable[..., Any],
+) -> None:
+    async with deployed(start_node()) as api:
+        first = (await api.invoke(call("nap", "0"))).task.result
+        assert first is not None
+        os.kill(await worker(api, InstanceState.READY), signal.SIGKILL)
+        while await api.list_instances():  # noqa: ASYNC110 - until the node has seen it
+            await trio.sleep(0.01)
+        task = (await api.invoke(call("nap", "0"))).task
+        assert (task.state, task.attempt) == (TaskState.COMPLETED, 1)
+        assert task.result is not None
+        assert task.result.output != first.output
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_a_worker_killed_in_the_middle_of_its_execution(
+    start_node: Callable[..., Any], idempotent: bool
+) -> None:
+    async with deployed(start_node(), idempotent=idempotent) as api:
+        accepted = await api.invoke(call("nap", "1", mode=ExecutionMode.ASYNC))
+        killed = await worker(api, InstanceState.RUNNING)
+        os.kill(killed, signal.SIGKILL)
+        task = await api.get_task(accepted.task.task_id, wait=True)
+        assert task.result is not None
+        if not idempotent:
+            assert (task.state, task.attempt) == (TaskState.FAILED, 1)
+            assert task.result.error is not None
+            assert task.result.error.code == "unavailable"
+            assert "SIGKILL" in task.result.error.message
+            return
+        assert (task.state, task.attempt) == (TaskState.COMPLETED, 2)
+        assert task.result.output != str(killed).encode()
+        (lost,) = task.failed_executions
+        assert lost.error is not None
+        assert "SIGKILL" in lost.error.message
+        assert (await api.get_task(lost.execution_id)).task_id == task.task_id
+
+
+async def test_a_worker_killed_after_its_execution_takes_no_answer_along(
+    start_node: Callable[..., Any],
+) -> None:
+    async with deployed(start_node()) as api:
+        done = (await api.invoke(call("nap", "0"))).task
+        os.kill(await worker(api, InstanceState.READY), signal.SIGKILL)
+        assert await api.get_task(done.task_id) == done
+
+
+async def test_attempts_are_used_up_in_the_end(start_node: Callable[..., Any]) -> None:
+    async with deployed(start_node(), idempotent=True) as api:
+        task = (await api.invoke(call("die"))).task
+        assert (task.state, task.attempt) == (TaskState.FAILED, 3)
+        killed = {execution.instance_id for execution in task.failed_executions}
+        assert task.result is not None
+        assert len(killed | {task.result.instance_id}) == 3
+        log = await api.read_log(task.task_id)
+        said = [entry for entry in log.entries if entry.source == "node"]
+        assert [entry.message[:16] for entry in said] == ["attempt 1 failed", "attempt 2 failed"]
+
+
+async def test_a_crash_loop_is_left_alone_and_disturbs_nobody(
+    start_node: Callable[..., Any],
+) -> None:
+    config = "[execution]\ncircuit_failures = 3\ncircuit_open_ms = 60_000\n"
+    async with deployed(start_node(config)) as api:
+        await api.deploy(attrs.evolve(UPLOAD, name="well"))
+        for _ in range(3):
+            assert not (await api.invoke(call("die"))).success
+        with pytest.raises(CircuitOpenError, match="SIGKILL") as refused:
+            await api.invoke(call("nap", "0"))
+        assert refused.value.retryable
+        assert refused.value.retry_after is not None
+        assert (await api.invoke(InvokeRequest(function="well:nap", payload=b"0"))).success
+
+
+async def test_cancellations_at_random_moments_leave_nothing(
+    start_node: Callable[..., Any],
+) -> None:
+    chance = random.Random(11)
+    config = "[execution]\nmax_concurrent_tasks = 6\n[pool]\nmax_instances = 3\n"
+    async with deployed(start_node(config)) as api:
+        await api.invoke(call("nap", "0"))
+
+        async def one() -> None:
+            task = (await api.invoke(call("nap", "0.05", mode=ExecutionMode.ASYNC))).task
+            await trio.sleep(chance.random())
+            info = await api.cancel_task(task.task_id)
+            assert info.state in (TaskState.CANCELLED, TaskState.COMPLETED)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(150):
+                nursery.start_soon(one)
+        status = await api.status()
+        assert (status.running, status.queued) == (0, 0)
+        assert status.total_executions == 151
+        assert (await api.invoke(call("nap", "0"))).success
+
+
+async def test_a_full_queue_refuses_quickly_and_loses_nothing_for_as_long_as_it_is_full(
+    start_node: Callable[..., Any],
+) -> None:
+    config = "[execution]\nmax_concurrent_tasks = 2\nmax_queued_tasks = 20\n"
+    async with deployed(start_node(config)) as api:
+        await api.invoke(call("nap", "0"))
+        accepted, refused = [], 0
+        with trio.move_on_after(5):
+            while True:
+                try:
+                    response = await api.invoke(call("nap", "0.02", mode=ExecutionMode.ASYNC))
+                except ResourceExhaustedError as full:
+                    refused += 1
+                    await trio.sleep(min(full.retry_after or 60, 0.1))
+                else:
+                    accepted.append(response.task.task_id)
+        assert refused > 5
+        for task_id in accepted:
+            assert (await api.get_task(task_id, wait=True)).state is TaskState.COMPLETED
+
+
+async def test_a_signal_at_full_load_accounts_for_every_task(
+    start_node: Callable[..., Any],
+) -> None:
+    config = "[execution]\nmax_concurrent_tasks = 4\nshutdown_grace_ms = 1000\n"
+    node = start_node(config)
+    async with deployed(node) as api:
+        await api.invoke(call("nap", "0"))
+        told: list[str] = []
+
+        async def client() -> None:
+            try:
+                info = (await api.invoke(call("nap", "0.2"))).task
+            except SpearError as error:
+                told.append(error.code)
+            else:
+                told.append(info.state.value)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(client)
+            await trio.sleep(1)
+            assert await trio.to_thread.run_sync(node.stop) == 0
+        assert len(told) == 200
+        assert set(told) <= {"completed", "cancelled", "unavailable"}
+        assert told.count("completed") >= 4
+        assert told.count("cancelled") >= 100
