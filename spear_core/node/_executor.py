@@ -337,8 +337,21 @@ class Executor:
             yield
         finally:
             task.pauses -= 1
-            if not task.pauses and not task.state.is_final:
+            if not task.pauses:
+                await self._resume(task)
+
+    async def _resume(self, task: Task) -> None:
+        """Have the slot again, whichever of several calls of one task takes it."""
+        while not task.state.is_final and not self.slots.holds(task.turn):
+            if task.resumed is not None:
+                await task.resumed.wait()
+                continue
+            resumed = task.resumed = trio.Event()
+            try:
                 await self._take_again(task)
+            finally:
+                task.resumed = None
+                resumed.set()
 
     def _count(self, task: Task) -> None:
         result = task.result

@@ -96,6 +96,8 @@ class Task:
     """Of the present attempt, and so are the two before."""
     pauses: int = 0
     """How many of its calls of others it waits for."""
+    resumed: trio.Event | None = None
+    """Set when one of these calls has tried to take the slot again."""
     same: tuple[str, str] | None = None
     """Under which caller and idempotency key it is remembered."""
     digest: bytes = b""

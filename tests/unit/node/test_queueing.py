@@ -393,3 +393,32 @@ async def test_streaming_is_not_for_invocations(open_steered_node: Any) -> None:
         await node.api.deploy(UPLOAD)
         with pytest.raises(UnsupportedModeError, match="StreamFunction"):
             await node.api.invoke(attrs.evolve(CALL, mode=ExecutionMode.STREAM))
+
+
+async def test_calls_that_overlap_take_the_slot_again_once(
+    open_steered_node: Any, order: list[bytes], autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_steered_node(config()) as node:
+        await node.api.deploy(UPLOAD)
+        executor = node._executor
+        info = (await node.api.invoke(job("p", seconds=100))).task
+        await trio.sleep(1)
+        task = executor._tasks.get(info.task_id)
+
+        async def pause(begin: float, seconds: float) -> None:
+            await trio.sleep(begin)
+            async with executor.paused(task):
+                await trio.sleep(seconds)
+            assert executor.slots.holds(task.turn)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pause, 0, 2)  # it ends while another task has the slot, …
+            await node.api.invoke(job("other", seconds=10))
+            nursery.start_soon(pause, 3, 1)  # … and this one begins and ends meanwhile
+            await trio.sleep(5)
+            assert order == [b"p", b"other"]
+            assert executor.slots.running == 1
+        assert trio.current_time() == pytest.approx(11, abs=0.5)
+        assert executor.slots.running == 1
+        await node.api.cancel_task(info.task_id)
+        assert (executor.slots.running, executor.slots.queued) == (0, 0)
