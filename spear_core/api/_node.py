@@ -379,8 +379,11 @@ class NodeApi(ABC):
         **Raises** :exc:`~spear_core.errors.ArtifactNotFoundError`,
         :exc:`~spear_core.errors.InvalidRequestError`,
         :exc:`~spear_core.errors.ResourceExhaustedError` (nothing was started),
-        :exc:`~spear_core.errors.RuntimeFault`, :exc:`~spear_core.errors.NodeStoppingError`.
-        **Cancellation**: of a ``sync`` call cancels the task.
+        :exc:`~spear_core.errors.RuntimeFault`, :exc:`~spear_core.errors.NodeStoppingError`,
+        :exc:`~spear_core.errors.UnsupportedModeError`,
+        :exc:`~spear_core.errors.IdempotencyConflictError`,
+        :exc:`~spear_core.errors.CircuitOpenError`. **Cancellation**: of a ``sync`` call cancels the
+        task, unless the request has an idempotency key.
         """
 
     @abstractmethod
