@@ -308,7 +308,11 @@ class InstanceError(SpearError):
 
 
 class InstanceStartError(InstanceError):
-    """An instance could not be made."""
+    """An instance could not be made.
+
+    Most often the code itself is at fault (an import that fails), so it is not retryable; a runtime
+    that knows better (no memory, no descriptors) says ``retryable=True``.
+    """
 
     retryable = False
 
