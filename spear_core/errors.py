@@ -318,7 +318,21 @@ class InstanceStartError(InstanceError):
 
 
 class InstanceLostError(InstanceError):
-    """The instance died while it had work: the worker was killed, its channel broke."""
+    """The instance died while it had work: the worker was killed, its channel broke.
+
+    :param unsent: it was dead before the request could reach it, so nothing of it has begun.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        unsent: bool = False,
+        code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        self.unsent = unsent
 
 
 class RuntimeFault(SpearError):  # noqa: N818 - "RuntimeError" is Python's own

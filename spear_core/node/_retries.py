@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 
 from spear_core.api import Artifact, RetryPolicy
-from spear_core.errors import ArtifactError, RuntimeFault, SpearError
+from spear_core.errors import ArtifactError, InstanceLostError, RuntimeFault, SpearError
 
 __all__ = ["backoff_s", "is_retried"]
 
@@ -27,11 +27,12 @@ __all__ = ["backoff_s", "is_retried"]
 def is_retried(error: SpearError, artifact: Artifact, *, began: bool) -> bool:
     """Whether another execution may follow this error.
 
-    :param began: the guest may have seen the request.
+    :param began: the request was on its way to the guest.
     """
     if not error.retryable or isinstance(error, RuntimeFault | ArtifactError):
         return False
-    return artifact.idempotent or not began
+    unsent = isinstance(error, InstanceLostError) and error.unsent
+    return artifact.idempotent or not began or unsent
 
 
 def backoff_s(policy: RetryPolicy, attempt: int, *, chance: float | None = None) -> float:

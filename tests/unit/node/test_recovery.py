@@ -94,6 +94,16 @@ async def test_at_most_once_unless_the_artifact_says_otherwise(
         assert runtime.opened[0].executions == 1
 
 
+async def test_a_request_that_never_reached_its_instance_is_tried_again(
+    open_steered_node: Any, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    runtime.behaviour = failing(InstanceLostError("dead already", unsent=True))
+    async with open_steered_node() as node:
+        await node.api.deploy(UPLOAD)
+        task = (await node.api.invoke(CALL)).task
+        assert (task.state, task.attempt) == (TaskState.COMPLETED, 2)
+
+
 async def test_what_failed_before_the_guest_began_is_always_tried_again(
     open_steered_node: Any, runtime: Any, autojump_clock: trio.testing.MockClock
 ) -> None:

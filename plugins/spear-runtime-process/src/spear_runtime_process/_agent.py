@@ -128,7 +128,7 @@ class AgentInstance(StreamingInstance):
 
     def _begin(self, request: ExecutionRequest) -> None:
         if self._failed.is_set():
-            raise InstanceLostError(self._reason)
+            raise InstanceLostError(self._reason, unsent=True)
         self._executions += 1
         if not self._running:
             self._guest.reset_peak_memory()
