@@ -48,8 +48,11 @@ class Launchers:
             return launcher
 
     async def _start(self, zygote: bool) -> Launcher:
-        launcher: Launcher = await self._nursery.start(self._run, zygote)
-        return launcher
+        # If we were cancelled now, trio would leave the task, which is shielded, in our nursery, and
+        # we would wait for it for ever. Up to its start it waits for nothing.
+        with trio.CancelScope(shield=True):
+            launcher: Launcher = await self._nursery.start(self._run, zygote)
+            return launcher
 
     async def _run(
         self, zygote: bool, task_status: trio.TaskStatus[Launcher] = trio.TASK_STATUS_IGNORED
