@@ -122,7 +122,10 @@ class Line:
                 connection = _Connection(api)
                 self._held.add(connection)
                 task_status.started(connection)
-                with trio.CancelScope(shield=True):  # what is cancelled still tells the node so
+                # What is cancelled still tells the node so. Except for whoever dialled, if that was
+                # just now: then trio has left this task in the dialler's nursery.
+                ours = trio.lowlevel.current_task().parent_nursery is self._nursery
+                with trio.CancelScope(shield=ours):
                     await connection.idle.wait()
         except SpearError:
             if connection is None:

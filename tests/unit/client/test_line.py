@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ class Door:
     shut: bool = False
     dialled: int = 0
     open: set[int] = attrs.field(factory=set)
+    on_connected: Callable[[], object] | None = None
 
     @asynccontextmanager
     async def connect(self, url: str) -> AsyncIterator[Any]:
@@ -40,6 +41,8 @@ class Door:
         self.dialled += 1
         number = self.dialled
         self.open.add(number)
+        if self.on_connected is not None:
+            self.on_connected()
         try:
             yield Peer(number)
         finally:
@@ -150,3 +153,15 @@ async def test_a_closed_line_dials_no_more() -> None:
         await line.ask(number_of, repeatable=True)
     assert not caught.value.retryable
     assert door.dialled == 1
+
+
+async def test_who_is_cancelled_just_when_the_dial_succeeds_leaves_at_once() -> None:
+    door = Door()
+    async with open_line(door) as line:
+        with trio.CancelScope() as scope, trio.fail_after(5):
+            door.on_connected = scope.cancel
+            await line.connect()
+        assert scope.cancelled_caught
+        assert door.open == set()
+        door.on_connected = None
+        assert await line.ask(number_of, repeatable=False) == 2
