@@ -23,6 +23,9 @@ _LONGEST_HEAD = 0xFFFF
 class Path(ABC):
     """One side of a call."""
 
+    says_end: bool
+    """The other side says that it closes; else the call's status does."""
+
     @abstractmethod
     async def send(self, data: bytes) -> bool:
         """Send one message; false when the call is over."""
@@ -34,6 +37,8 @@ class Path(ABC):
 
 class HandlerPath(Path):
     """The side that was called."""
+
+    says_end = True
 
     def __init__(self, call: ServerCall) -> None:
         self._call = call
@@ -48,6 +53,8 @@ class HandlerPath(Path):
 class CallerPath(Path):
     """The side that called."""
 
+    says_end = False
+
     def __init__(self, call: ClientCall) -> None:
         self._call = call
 
@@ -60,6 +67,10 @@ class CallerPath(Path):
 
     async def receive(self) -> bytes | None:
         return await self._call.receive()
+
+
+_END = channel_pb2.Frame(end=True).SerializeToString()
+"""What the connecting side says last."""
 
 
 class GrpcChannel(Channel):
@@ -105,6 +116,9 @@ class GrpcChannel(Channel):
         try:
             while (data := await self._path.receive()) is not None:
                 frame = channel_pb2.Frame.FromString(data)
+                if frame.end:
+                    self._ended = True
+                    return
                 self._inbox.append(frame)
                 self._held += len(data)
                 self._changed.unpark()
@@ -114,7 +128,8 @@ class GrpcChannel(Channel):
             self._broken = f"the other side is gone ({error.details or error.code.name})"
         except DecodeError as error:
             self._malformed = f"what came is no message: {error}"
-        self._ended = True
+        if not self._path.says_end:
+            self._ended = True
 
     def _wake(self) -> None:
         self._changed.unpark_all()
@@ -154,6 +169,11 @@ class GrpcChannel(Channel):
             raise ChannelBrokenError(self._broken)
         self._sent += 1
         self._bytes_sent += size
+
+    async def say_end(self) -> None:
+        """The last word of the connecting side, after what is being sent."""
+        async with self._turn:
+            await self._path.send(_END)
 
     def _check_writable(self) -> None:
         if self._closing.is_set():

@@ -139,7 +139,9 @@ class GrpcTransport(Transport):
         try:
             await channel.run()
             with trio.move_on_after(_FAREWELL_S):
-                await call.send_eof()
+                if not call.ended:
+                    await channel.say_end()
+                    await call.send_eof()
                 await call.wait_ended()
         finally:
             call.cancel()

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x16spear/v1/channel.proto\x12\x08spear.v1\"O\n\x05\x46rame\x12\x0c\n\x04kind\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x04\x12\r\n\x05\x66lags\x18\x03 \x01(\r\x12\x0c\n\x04head\x18\x04 \x01(\x0c\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x32\x41\n\x0e\x43hannelService\x12/\n\x07\x43onnect\x12\x0f.spear.v1.Frame\x1a\x0f.spear.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x16spear/v1/channel.proto\x12\x08spear.v1\"\\\n\x05\x46rame\x12\x0c\n\x04kind\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x04\x12\r\n\x05\x66lags\x18\x03 \x01(\r\x12\x0c\n\x04head\x18\x04 \x01(\x0c\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x08\x32\x41\n\x0e\x43hannelService\x12/\n\x07\x43onnect\x12\x0f.spear.v1.Frame\x1a\x0f.spear.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,7 +22,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spear_transport_grpc._proto
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_FRAME']._serialized_start=36
-  _globals['_FRAME']._serialized_end=115
-  _globals['_CHANNELSERVICE']._serialized_start=117
-  _globals['_CHANNELSERVICE']._serialized_end=182
+  _globals['_FRAME']._serialized_end=128
+  _globals['_CHANNELSERVICE']._serialized_start=130
+  _globals['_CHANNELSERVICE']._serialized_end=195
 # @@protoc_insertion_point(module_scope)
