@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import trio
+
 from spear_runtime_process._config import ProcessConfig
 from spear_runtime_process._launchers import open_launchers
 

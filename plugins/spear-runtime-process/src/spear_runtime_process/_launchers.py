@@ -48,11 +48,12 @@ class Launchers:
             return launcher
 
     async def _start(self, zygote: bool) -> Launcher:
-        # If we were cancelled now, trio would leave the task, which is shielded, in our nursery, and
-        # we would wait for it for ever. Up to its start it waits for nothing.
+        # If we were cancelled now, trio would leave the task, which is shielded, in our nursery,
+        # and we would wait for it for ever. Up to its start it waits for nothing.
+        started: list[Launcher] = []
         with trio.CancelScope(shield=True):
-            launcher: Launcher = await self._nursery.start(self._run, zygote)
-            return launcher
+            started.append(await self._nursery.start(self._run, zygote))
+        return started[0]
 
     async def _run(
         self, zygote: bool, task_status: trio.TaskStatus[Launcher] = trio.TASK_STATUS_IGNORED
