@@ -51,7 +51,7 @@ def pid(data: bytes) -> str:
 '''
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, within: float = 20.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, *, within: float = 60.0) -> Any:
     """The first true value of ``condition``; fails with ``what`` when none comes in time."""
     deadline = time.monotonic() + within
     while not (value := condition()):
