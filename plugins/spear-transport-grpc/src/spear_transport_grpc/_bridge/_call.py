@@ -41,6 +41,7 @@ class ServerCall:
         self._start = functools.partial(_start, self._call)
         self._messages = Messages(self._start)
         self._began = False
+        self._end_seen = False
         self._over = False
         self.scope = trio.CancelScope()
         self.given_up = False
@@ -74,7 +75,8 @@ class ServerCall:
         **Cancellation**: loses nothing.
         """
         message = await self._messages.receive()
-        if message is None:
+        if message is None and not self._end_seen:
+            self._end_seen = True
             # a call that is cancelled ends its messages too, and says so in the same moment
             await trio.sleep(_SAME_MOMENT_S)
         return message
