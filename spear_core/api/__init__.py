@@ -99,7 +99,20 @@ from spear_core.api._runtime import (
     StreamingInstance,
 )
 from spear_core.api._scheduler import NodeSnapshot, Scheduler, SchedulerSpec, TaskRequirements
-from spear_core.api._store import ObjectPage, ObjectStat, ObjectStore, ObjectStoreSpec
+from spear_core.api._store import (
+    CheckObject,
+    DeleteObject,
+    ObjectChange,
+    ObjectChanges,
+    ObjectHolder,
+    ObjectOperation,
+    ObjectPage,
+    ObjectStat,
+    ObjectStore,
+    ObjectStoreSpec,
+    ObjectView,
+    PutObject,
+)
 from spear_core.api._stream import MAX_CHUNK, DuplexStream
 from spear_core.api._tracing import SpanKind, Tracer, TracerSpec, TraceSpan
 
@@ -123,9 +136,11 @@ __all__ = [
     "ChannelListener",
     "ChannelOffer",
     "ChannelStatistics",
+    "CheckObject",
     "Compare",
     "ConfigReload",
     "DeleteKey",
+    "DeleteObject",
     "DuplexStream",
     "ErrorInfo",
     "ExecutionConfig",
@@ -175,16 +190,22 @@ __all__ = [
     "NodeMetrics",
     "NodeSnapshot",
     "NodeStatus",
+    "ObjectChange",
+    "ObjectChanges",
+    "ObjectHolder",
+    "ObjectOperation",
     "ObjectPage",
     "ObjectStat",
     "ObjectStore",
     "ObjectStoreSpec",
+    "ObjectView",
     "PluginContext",
     "PluginInfo",
     "PoolConfig",
     "PoolSettings",
     "Priority",
     "PutKey",
+    "PutObject",
     "Resources",
     "RetryPolicy",
     "Runtime",

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
+import trio
 
 from spear_core.api._plugin import PluginContext
 from spear_core.api._runtime import Capability
 
-__all__ = ["ObjectPage", "ObjectStat", "ObjectStore", "ObjectStoreSpec"]
+__all__ = [
+    "CheckObject",
+    "DeleteObject",
+    "ObjectChange",
+    "ObjectChanges",
+    "ObjectHolder",
+    "ObjectOperation",
+    "ObjectPage",
+    "ObjectStat",
+    "ObjectStore",
+    "ObjectStoreSpec",
+    "ObjectView",
+    "PutObject",
+]
 
 C = TypeVar("C")
+
+_OCTETS = "application/octet-stream"
 
 
 @attrs.frozen(kw_only=True)
@@ -25,8 +41,13 @@ class ObjectStat:
     size: int
     """Bytes."""
     version: int
-    """1 for a new key; one more with every write, also after a delete and a new put."""
+    """1 for a new key, one more with every write. A key that was deleted goes on from where it
+    was; a store that has forgotten which keys were deleted begins higher rather than give a key
+    one version twice."""
+    revision: int
+    """The store's revision that wrote this version."""
     sha256: str
+    """In hexadecimal; empty when the writer did not want it (``hashed=False``)."""
     created_at: float
     """Seconds since the Unix epoch: the first write of this key."""
     updated_at: float
@@ -34,6 +55,8 @@ class ObjectStat:
     content_type: str
     refs: int
     pinned: bool
+    expires_at: float | None = None
+    """Seconds since the Unix epoch after which it is collected, if nothing keeps it then."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,41 +64,121 @@ class ObjectPage:
     """A part of a listing."""
 
     objects: tuple[ObjectStat, ...]
-    """Ascending by key."""
+    """Ascending by key, as UTF-8 sorts."""
     next_key: str | None
     """Where the next page starts (``after``); ``None`` at the end."""
+    revision: int
+    """The store's revision that this page shows: watch from the one after it."""
+
+
+@attrs.frozen(kw_only=True)
+class PutObject:
+    """Write a new version. See :meth:`ObjectStore.put`."""
+
+    key: str
+    value: bytes | bytearray | memoryview
+    expect: int | str | None = None
+    content_type: str = _OCTETS
+    ttl: float | None = None
+    hashed: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class DeleteObject:
+    """Remove an object. See :meth:`ObjectStore.delete`."""
+
+    key: str
+    expect: int | str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CheckObject:
+    """Change nothing, but let the transaction fail unless the object is as expected."""
+
+    key: str
+    expect: int | str
+
+
+ObjectOperation: TypeAlias = PutObject | DeleteObject | CheckObject
+
+
+@attrs.frozen(kw_only=True)
+class ObjectChange:
+    """What one revision did to one object."""
+
+    key: str
+    now: ObjectStat | None
+    """``None``: deleted, or collected."""
+
+
+@attrs.frozen(kw_only=True)
+class ObjectChanges:
+    """What one revision did to the objects that a watch is for."""
+
+    revision: int
+    changes: tuple[ObjectChange, ...]
+    """Ascending by key."""
+
+
+@attrs.frozen(kw_only=True)
+class ObjectHolder:
+    """Somebody who has references to an object."""
+
+    name: str
+    """Empty: whoever did not say."""
+    refs: int
+    ttl: float | None
+    """Seconds it may be silent (:meth:`ObjectStore.keep_alive`); ``None``: for ever."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ObjectView:
+    """One version of an object, readable where it lies, for as long as a block lasts."""
+
+    stat: ObjectStat
+    data: memoryview
+    """Read-only. It is released with the block: use after that is a ``ValueError``. What was made
+    from it (a slice, an array) and still exists then keeps the memory, and goes on showing this
+    version."""
+    fd: int | None = None
+    """A file, open for reading, that holds the value and nothing else, to be handed to another
+    process; closed with the block. ``None``: this store, or so small an object, has none."""
 
 
 class ObjectStore(ABC):
     """Mutable, versioned objects with optimistic concurrency, reference counts and pins.
 
     Keys are non-empty text of at most 400 bytes in UTF-8. An object is collected when its
-    reference count goes from one to zero while it is not pinned, or when it is unpinned at zero;
-    one that never had a reference stays until it is deleted. No method changes anything when it
-    raises or is cancelled.
+    reference count goes to zero while it is not pinned, when it is unpinned at zero, or when its
+    time to live is over while nothing keeps it; one that never had a reference and has no such
+    time stays until it is deleted. Nothing else is evicted.
+
+    Where a method takes ``expect``, it is the version, or the content hash (``sha256``), that the
+    object must have now; ``0``: it must not exist; ``None``: whatever it is.
+
+    No method changes anything when it raises or is cancelled.
     """
 
     @abstractmethod
-    async def put(
-        self,
-        key: str,
-        value: bytes,
-        *,
-        expect: int | None = None,
-        content_type: str = "application/octet-stream",
-    ) -> ObjectStat:
-        """Write a new version.
+    async def transact(
+        self, operations: Sequence[ObjectOperation]
+    ) -> tuple[ObjectStat | None, ...]:
+        """Do all of it in one revision, or nothing; at most 128 operations, each on another key.
 
-        References and the pin stay as they are. **Raises**
-        :exc:`~spear_core.errors.ObjectConflictError` (with the current version) when ``expect`` is
-        not the current version, ``expect=0`` meaning "must not exist";
-        :exc:`~spear_core.errors.StoreFullError` when the store's limit would be passed;
-        :exc:`~spear_core.errors.InvalidRequestError` for a bad key.
+        Returns what each object is afterwards, in their order, ``None`` for one that is not there.
+        No other change comes in between. **Raises** what :meth:`put` and :meth:`delete` raise, and
+        :exc:`~spear_core.errors.InvalidRequestError` when two operations name one key.
         """
 
     @abstractmethod
-    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
-        """The current version. **Raises** :exc:`~spear_core.errors.ObjectNotFoundError`."""
+    def open(self, key: str) -> AbstractAsyncContextManager[ObjectView]:
+        """The current version, without a copy where the store can.
+
+        What the view shows never changes: later writes make new versions elsewhere, and a deleted
+        object's view stays readable. A durable store keeps the space until the block ends.
+
+        **Raises** :exc:`~spear_core.errors.ObjectNotFoundError` on entering.
+        """
 
     @abstractmethod
     async def stat(self, key: str) -> ObjectStat:
@@ -89,15 +192,38 @@ class ObjectStore(ABC):
         ``limit`` (≥ 1) of them."""
 
     @abstractmethod
-    async def add_ref(self, key: str) -> ObjectStat:
-        """One reference more. **Raises** :exc:`~spear_core.errors.ObjectNotFoundError`."""
+    async def add_ref(self, key: str, *, holder: str = "") -> ObjectStat:
+        """One reference more, in the name of ``holder`` (at most 200 bytes of UTF-8, no NUL).
+
+        **Raises** :exc:`~spear_core.errors.ObjectNotFoundError`.
+        """
 
     @abstractmethod
-    async def remove_ref(self, key: str) -> ObjectStat | None:
-        """One reference less; ``None`` when that collected the object.
+    async def remove_ref(self, key: str, *, holder: str = "") -> ObjectStat | None:
+        """One reference of that holder less; ``None`` when that collected the object.
 
         **Raises** :exc:`~spear_core.errors.ObjectNotFoundError`, and
-        :exc:`~spear_core.errors.InvalidRequestError` when there is no reference to remove.
+        :exc:`~spear_core.errors.InvalidRequestError` when it has no reference to remove.
+        """
+
+    @abstractmethod
+    async def holders(self, key: str) -> Sequence[ObjectHolder]:
+        """Who has references to the object, by name. **Raises**
+        :exc:`~spear_core.errors.ObjectNotFoundError`."""
+
+    @abstractmethod
+    async def keep_alive(self, holder: str, ttl: float) -> None:
+        """From now on the holder is silent for ``ttl`` seconds (> 0) at most, else it is released.
+
+        Call it again and again; a holder for whom it was never called is never released by itself.
+        A durable store that was closed gives every holder its whole time again when it is opened.
+        """
+
+    @abstractmethod
+    async def release(self, holder: str) -> int:
+        """Remove every reference of a holder, and return how many there were.
+
+        What nothing keeps then is collected. The holder need not exist, but must have a name.
         """
 
     @abstractmethod
@@ -111,12 +237,62 @@ class ObjectStore(ABC):
         references). **Raises** :exc:`~spear_core.errors.ObjectNotFoundError`."""
 
     @abstractmethod
-    async def delete(self, key: str, *, expect: int | None = None) -> None:
+    def watch(
+        self, prefix: str = "", *, start_revision: int | None = None
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[ObjectChanges]]:
+        """Every revision from ``start_revision`` on that wrote, deleted or collected an object with
+        this prefix; references and pins make no revision.
+
+        As :meth:`MetadataStore.watch <spear_core.api.MetadataStore.watch>` in everything else,
+        :exc:`~spear_core.errors.CompactedError` included: a store keeps some thousand revisions of
+        history, and may have none from before it was opened.
+        """
+
+    async def put(
+        self,
+        key: str,
+        value: bytes | bytearray | memoryview,
+        *,
+        expect: int | str | None = None,
+        content_type: str = _OCTETS,
+        ttl: float | None = None,
+        hashed: bool = True,
+    ) -> ObjectStat:
+        """Write a new version. References and the pin stay as they are.
+
+        :param ttl: seconds until it is collected, if nothing keeps it then; ``None``: never, also
+            if the version before had one.
+        :param hashed: compute ``sha256``. It takes longer than all the rest for a large value.
+
+        **Raises** :exc:`~spear_core.errors.ObjectConflictError` (with the current version) when
+        the object is not what ``expect`` says; :exc:`~spear_core.errors.StoreFullError` when the
+        store's limit would be passed; :exc:`~spear_core.errors.InvalidRequestError` for a bad key.
+        """
+        operation = PutObject(
+            key=key, value=value, expect=expect, content_type=content_type, ttl=ttl, hashed=hashed
+        )
+        (stat,) = await self.transact([operation])
+        assert stat is not None
+        return stat
+
+    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
+        """A copy of the current version. **Raises**
+        :exc:`~spear_core.errors.ObjectNotFoundError`."""
+        async with self.open(key) as view:
+            return view.stat, bytes(view.data)
+
+    def get_nowait(self, key: str) -> tuple[ObjectStat, bytes]:
+        """Like :meth:`get`, now. **Raises** ``trio.WouldBlock`` where that needs waiting: for a
+        large value, or in a store far away."""
+        raise trio.WouldBlock
+
+    async def delete(self, key: str, *, expect: int | str | None = None) -> None:
         """Remove the object whatever its references and pin.
 
         **Raises** :exc:`~spear_core.errors.ObjectNotFoundError`, and
-        :exc:`~spear_core.errors.ObjectConflictError` when ``expect`` is not the current version.
+        :exc:`~spear_core.errors.ObjectConflictError` when it is not what ``expect`` says.
         """
+        await self.transact([DeleteObject(key=key, expect=expect)])
 
 
 @attrs.frozen(kw_only=True)

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import trio
 
-from spear_core.api import ObjectPage, ObjectStat, ObjectStore, PluginContext
-from spear_core.errors import (
-    InvalidRequestError,
-    ObjectConflictError,
-    ObjectNotFoundError,
-    StoreFullError,
+from spear_core.api import (
+    CheckObject,
+    ObjectChange,
+    ObjectChanges,
+    ObjectHolder,
+    ObjectOperation,
+    ObjectPage,
+    ObjectStat,
+    ObjectStore,
+    ObjectView,
+    PluginContext,
+    PutObject,
+)
+from spear_core.errors import InvalidRequestError, ObjectNotFoundError, StoreFullError
+from spear_core.stores import (
+    Deadlines,
+    HistoryChannel,
+    News,
+    check_holder,
+    check_limit,
+    check_object_key,
+    check_operations,
+    check_ttl,
+    object_as_expected,
+    object_conflict,
+    past_revision,
 )
 
 __all__ = ["MemoryObjectStore", "MemoryStoreConfig", "open_memory_store"]
@@ -24,7 +46,11 @@ __all__ = ["MemoryObjectStore", "MemoryStoreConfig", "open_memory_store"]
 _HASH_INLINE = 1 << 20
 """Values over a mebibyte (about a millisecond of sha256) are hashed in a thread."""
 
-_MAX_KEY = 400
+_HISTORY = 10_000
+"""Revisions that a watch can begin at."""
+
+_DELETED_KEYS = 100_000
+"""So many of the keys deleted last have their versions remembered."""
 
 
 @attrs.frozen(kw_only=True)
@@ -40,8 +66,12 @@ async def open_memory_store(
     context: PluginContext, config: MemoryStoreConfig
 ) -> AsyncGenerator[ObjectStore, None]:
     """An empty store that lives as long as the block."""
-    await trio.lowlevel.checkpoint()
-    yield MemoryObjectStore(max_bytes=config.memory_store_bytes)
+    store = MemoryObjectStore(max_bytes=config.memory_store_bytes)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.collect_expired)
+        nursery.start_soon(store.release_silent)
+        yield store
+        nursery.cancel_scope.cancel()
 
 
 @attrs.frozen
@@ -53,63 +83,122 @@ class _Object:
 class MemoryObjectStore(ObjectStore):
     """Objects in a dict. Evicts nothing: when it is full, it says so.
 
-    The last version of a deleted key is remembered for as long as the store lives.
+    Times to live and silent holders count only while :meth:`collect_expired` and
+    :meth:`release_silent` run.
 
-    :param max_bytes: limit for the sum of the values.
+    :param max_bytes: limit for the sum of the current values; what only views still show is beside.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._used = 0
+        self._revision = 0
         self._objects: dict[str, _Object] = {}
         self._keys: list[str] = []
         self._last_versions: dict[str, int] = {}
+        self._forgotten_version = 0
+        self._history: deque[ObjectChanges] = deque(maxlen=_HISTORY)
+        self._news = News()
+        self._refs: dict[str, Counter[str]] = {}
+        self._held: dict[str, set[str]] = {}
+        self._patience: dict[str, float] = {}
+        self._expiring: Deadlines[str] = Deadlines()
+        self._silent: Deadlines[str] = Deadlines()
 
-    async def put(
-        self,
-        key: str,
-        value: bytes,
-        *,
-        expect: int | None = None,
-        content_type: str = "application/octet-stream",
-    ) -> ObjectStat:
-        _check_key(key)
-        value = bytes(value)
+    async def collect_expired(self) -> None:
+        """Collect objects when their time is over, until cancelled."""
+        while True:
+            key = await self._expiring.wait_next()
+            stat = self._objects[key].stat
+            if not stat.refs and not stat.pinned:
+                self._remove([key])
+
+    async def release_silent(self) -> None:
+        """Release holders that are silent for too long, until cancelled."""
+        while True:
+            self._release(await self._silent.wait_next())
+
+    # ---- values
+
+    async def transact(
+        self, operations: Sequence[ObjectOperation]
+    ) -> tuple[ObjectStat | None, ...]:
+        check_operations(operations)
         await trio.lowlevel.checkpoint()
-        if len(value) > _HASH_INLINE:
-            digest = await trio.to_thread.run_sync(_sha256, value)
-        else:
-            digest = _sha256(value)
-        old = self._objects.get(key)
-        self._check_expected(key, old, expect)
-        used = self._used - (old.stat.size if old else 0) + len(value)
-        if used > self._max_bytes:
+        values = {op.key: bytes(op.value) for op in operations if isinstance(op, PutObject)}
+        hashes = {op.key: await _sha256(values[op.key]) for op in operations if _hashed(op)}
+        # from here on nothing waits
+        for operation in operations:
+            self._check_expected(operation.key, self._objects.get(operation.key), operation.expect)
+            if not isinstance(operation, PutObject) and operation.expect is None:
+                self._find(operation.key)
+        self._check_room(values)
+        changed = []
+        for operation in operations:
+            key = operation.key
+            if isinstance(operation, PutObject):
+                stat = self._write(operation, values[key], hashes.get(key, ""))
+                changed.append(ObjectChange(key=key, now=stat))
+            elif not isinstance(operation, CheckObject):
+                self._drop(key)
+                changed.append(ObjectChange(key=key, now=None))
+        self._publish(changed)
+        after = (self._objects.get(operation.key) for operation in operations)
+        return tuple(found.stat if found else None for found in after)
+
+    def _check_room(self, values: dict[str, bytes]) -> None:
+        more = sum(map(len, values.values()))
+        less = sum(self._objects[key].stat.size for key in values if key in self._objects)
+        if self._used - less + more > self._max_bytes:
             raise StoreFullError(
-                f"writing {len(value)} bytes to {key!r} would pass the store's limit of "
-                f"{self._max_bytes} bytes ({self._used} in use); delete objects, or raise "
+                f"writing {more} bytes to {', '.join(map(repr, values))} would pass the store's "
+                f"limit of {self._max_bytes} bytes ({self._used} in use); delete objects, or raise "
                 f"plugins.builtins.memory_store_bytes"
             )
-        now = time.time()
-        version = (old.stat.version if old else self._last_versions.pop(key, 0)) + 1
+
+    def _write(self, operation: PutObject, value: bytes, digest: str) -> ObjectStat:
+        key, now = operation.key, time.time()
+        old = self._objects.get(key)
+        before = old.stat.version if old else self._last_versions.pop(key, self._forgotten_version)
         stat = ObjectStat(
             key=key,
             size=len(value),
-            version=version,
+            version=before + 1,
+            revision=self._revision + 1,
             sha256=digest,
             created_at=old.stat.created_at if old else now,
             updated_at=now,
-            content_type=content_type,
+            content_type=operation.content_type,
             refs=old.stat.refs if old else 0,
             pinned=old.stat.pinned if old else False,
+            expires_at=None if operation.ttl is None else now + operation.ttl,
         )
         if old is None:
             bisect.insort(self._keys, key)
         self._objects[key] = _Object(stat, value)
-        self._used = used
+        self._used += len(value) - (old.stat.size if old else 0)
+        if operation.ttl is None:
+            self._expiring.discard(key)
+        else:
+            self._expiring.set(key, operation.ttl)
         return stat
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
+        await trio.lowlevel.checkpoint()
+        found = self._find(key)
+        data = memoryview(found.value)
+        try:
+            yield ObjectView(stat=found.stat, data=data)
+        finally:
+            with suppress(BufferError):  # an array over it lives on
+                data.release()
 
     async def get(self, key: str) -> tuple[ObjectStat, bytes]:
         await trio.lowlevel.checkpoint()
+        return self.get_nowait(key)
+
+    def get_nowait(self, key: str) -> tuple[ObjectStat, bytes]:
         found = self._find(key)
         return found.stat, found.value
 
@@ -120,8 +209,7 @@ class MemoryObjectStore(ObjectStore):
     async def list(
         self, prefix: str = "", *, after: str | None = None, limit: int = 1000
     ) -> ObjectPage:
-        if limit < 1:
-            raise InvalidRequestError(f"limit must be at least 1, not {limit}")
+        check_limit(limit)
         await trio.lowlevel.checkpoint()
         start = bisect.bisect_left(self._keys, prefix)
         if after is not None:
@@ -129,21 +217,71 @@ class MemoryObjectStore(ObjectStore):
         keys = self._keys[start : start + limit + 1]
         matching = [key for key in keys if key.startswith(prefix)]
         page = tuple(self._objects[key].stat for key in matching[:limit])
-        return ObjectPage(objects=page, next_key=page[-1].key if len(matching) > limit else None)
+        next_key = page[-1].key if len(matching) > limit else None
+        return ObjectPage(objects=page, next_key=next_key, revision=self._revision)
 
-    async def add_ref(self, key: str) -> ObjectStat:
-        await trio.lowlevel.checkpoint()
-        return self._change(key, refs=self._find(key).stat.refs + 1)
+    # ---- what keeps an object
 
-    async def remove_ref(self, key: str) -> ObjectStat | None:
+    async def add_ref(self, key: str, *, holder: str = "") -> ObjectStat:
+        check_holder(holder)
         await trio.lowlevel.checkpoint()
+        stat = self._change(key, refs=self._find(key).stat.refs + 1)
+        self._refs.setdefault(key, Counter())[holder] += 1
+        self._held.setdefault(holder, set()).add(key)
+        return stat
+
+    async def remove_ref(self, key: str, *, holder: str = "") -> ObjectStat | None:
+        check_holder(holder)
+        await trio.lowlevel.checkpoint()
+        self._find(key)
+        if not self._refs.get(key, Counter())[holder]:
+            whose = f" of {holder!r}" if holder else ""
+            raise InvalidRequestError(f"object {key!r} has no reference{whose} to remove")
+        return self._let_go(key, holder, 1)
+
+    def _let_go(self, key: str, holder: str, count: int) -> ObjectStat | None:
+        refs = self._refs[key]
+        refs[holder] -= count
+        if not refs[holder]:
+            del refs[holder]
+            self._held[holder].discard(key)
+            if not self._held[holder]:
+                del self._held[holder]
         stat = self._find(key).stat
-        if stat.refs == 0:
-            raise InvalidRequestError(f"object {key!r} has no reference to remove")
-        if stat.refs == 1 and not stat.pinned:
-            self._drop(key)
+        if stat.refs == count and not stat.pinned:
+            self._remove([key])
             return None
-        return self._change(key, refs=stat.refs - 1)
+        return self._change(key, refs=stat.refs - count)
+
+    async def holders(self, key: str) -> Sequence[ObjectHolder]:
+        await trio.lowlevel.checkpoint()
+        self._find(key)
+        return tuple(
+            ObjectHolder(name=name, refs=refs, ttl=self._patience.get(name))
+            for name, refs in sorted(self._refs.get(key, Counter()).items())
+        )
+
+    async def keep_alive(self, holder: str, ttl: float) -> None:
+        check_holder(holder, named=True)
+        check_ttl(ttl)
+        await trio.lowlevel.checkpoint()
+        self._patience[holder] = ttl
+        self._silent.set(holder, ttl)
+
+    async def release(self, holder: str) -> int:
+        check_holder(holder, named=True)
+        await trio.lowlevel.checkpoint()
+        return self._release(holder)
+
+    def _release(self, holder: str) -> int:
+        self._silent.discard(holder)
+        self._patience.pop(holder, None)
+        count = 0
+        for key in sorted(self._held.get(holder, ())):
+            refs = self._refs[key][holder]
+            self._let_go(key, holder, refs)
+            count += refs
+        return count
 
     async def pin(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()
@@ -153,19 +291,48 @@ class MemoryObjectStore(ObjectStore):
         await trio.lowlevel.checkpoint()
         stat = self._find(key).stat
         if stat.pinned and stat.refs == 0:
-            self._drop(key)
+            self._remove([key])
             return None
         return self._change(key, pinned=False)
 
-    async def delete(self, key: str, *, expect: int | None = None) -> None:
+    # ---- history
+
+    @asynccontextmanager
+    async def watch(
+        self, prefix: str = "", *, start_revision: int | None = None
+    ) -> AsyncGenerator[trio.abc.ReceiveChannel[ObjectChanges], None]:
         await trio.lowlevel.checkpoint()
-        self._check_expected(key, self._find(key), expect)
-        self._drop(key)
+        start = self._revision + 1 if start_revision is None else start_revision
+        self._next_change(prefix, start)
+        channel = HistoryChannel(self._news, start, lambda place: self._next_change(prefix, place))
+        try:
+            yield channel
+        finally:
+            channel.close()
+
+    def _next_change(self, prefix: str, place: int) -> tuple[ObjectChanges | None, int]:
+        oldest = self._history[0].revision if self._history else self._revision + 1
+        past_revision(place, compacted=oldest, current=max(place, self._revision))
+        for found in itertools.islice(self._history, place - oldest, None):
+            changes = tuple(c for c in found.changes if c.key.startswith(prefix))
+            if changes:
+                return ObjectChanges(revision=found.revision, changes=changes), found.revision + 1
+        return None, max(place, self._revision + 1)
+
+    def _publish(self, changed: Sequence[ObjectChange]) -> None:
+        if changed:
+            self._revision += 1
+            done = tuple(sorted(changed, key=lambda change: change.key))
+            self._history.append(ObjectChanges(revision=self._revision, changes=done))
+            self._news.tell()
+
+    # ---- parts
 
     def _find(self, key: str) -> _Object:
         try:
             return self._objects[key]
         except KeyError:
+            check_object_key(key)
             raise ObjectNotFoundError(f"there is no object {key!r}") from None
 
     def _change(
@@ -180,32 +347,37 @@ class MemoryObjectStore(ObjectStore):
         self._objects[key] = _Object(stat, found.value)
         return stat
 
+    def _remove(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._drop(key)
+        self._publish([ObjectChange(key=key, now=None) for key in keys])
+
     def _drop(self, key: str) -> None:
         gone = self._objects.pop(key).stat
         del self._keys[bisect.bisect_left(self._keys, key)]
         self._used -= gone.size
+        self._expiring.discard(key)
+        for holder in self._refs.pop(key, ()):
+            self._held[holder].discard(key)
+            if not self._held[holder]:
+                del self._held[holder]
         self._last_versions[key] = gone.version
+        if len(self._last_versions) > _DELETED_KEYS:
+            oldest = next(iter(self._last_versions))
+            forgotten = self._last_versions.pop(oldest)
+            self._forgotten_version = max(self._forgotten_version, forgotten)
 
-    def _check_expected(self, key: str, found: _Object | None, expect: int | None) -> None:
-        current = found.stat.version if found else 0
-        if expect is not None and expect != current:
-            state = f"is at version {current}" if current else "does not exist"
-            raise ObjectConflictError(
-                f"object {key!r} {state}, not at version {expect}; read it again and retry"
-                if expect
-                else f"object {key!r} exists already, at version {current}",
-                current=current,
-            )
+    def _check_expected(self, key: str, found: _Object | None, expect: int | str | None) -> None:
+        stat = found.stat if found else None
+        if expect is not None and not object_as_expected(stat, expect):
+            raise object_conflict(key, stat, expect)
 
 
-def _sha256(value: bytes) -> str:
-    return hashlib.sha256(value).hexdigest()
+def _hashed(operation: ObjectOperation) -> bool:
+    return isinstance(operation, PutObject) and operation.hashed
 
 
-def _check_key(key: str) -> None:
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise InvalidRequestError("key: must be text that UTF-8 can express") from None
-    if not 0 < size <= _MAX_KEY:
-        raise InvalidRequestError(f"key: must have 1 to {_MAX_KEY} bytes in UTF-8, not {size}")
+async def _sha256(value: bytes) -> str:
+    if len(value) <= _HASH_INLINE:
+        return hashlib.sha256(value).hexdigest()
+    return await trio.to_thread.run_sync(lambda: hashlib.sha256(value).hexdigest())

@@ -5,25 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from spear_core.api import Compare, KeyValue, MetadataChange, ObjectStat, PutKey
+from spear_core.api import (
+    Compare,
+    KeyValue,
+    MetadataChange,
+    ObjectOperation,
+    ObjectStat,
+    PutKey,
+    PutObject,
+)
 from spear_core.errors import CompactedError, InvalidRequestError, ObjectConflictError
 
 __all__ = [
     "MAX_CHANGES",
     "MAX_KEY",
     "MAX_METADATA_VALUE",
+    "check_holder",
     "check_limit",
     "check_metadata_key",
     "check_object_key",
+    "check_operations",
     "check_transaction",
     "check_ttl",
     "compare_holds",
+    "object_as_expected",
     "object_conflict",
     "past_revision",
 ]
 
 MAX_KEY = 400
 """Bytes of a key, in both kinds of store."""
+
+MAX_HOLDER = 200
+"""Bytes of a holder's name."""
 
 MAX_METADATA_VALUE = 1 << 20
 
@@ -42,6 +56,45 @@ def check_object_key(key: str, what: str = "key") -> bytes:
             f"{what}: must have 1 to {MAX_KEY} bytes in UTF-8, not {len(encoded)}"
         )
     return encoded
+
+
+def check_holder(holder: str, *, named: bool = False) -> bytes:
+    """The name in UTF-8. **Raises** :exc:`~spear_core.errors.InvalidRequestError`."""
+    try:
+        encoded = holder.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError("holder: must be text that UTF-8 can express") from None
+    if len(encoded) > MAX_HOLDER or b"\0" in encoded or (named and not encoded):
+        raise InvalidRequestError(
+            f"holder: must have {int(named)} to {MAX_HOLDER} bytes in UTF-8, none of them NUL"
+        )
+    return encoded
+
+
+def check_operations(operations: Sequence[ObjectOperation]) -> None:
+    """**Raises** :exc:`~spear_core.errors.InvalidRequestError` for what
+    :meth:`~spear_core.api.ObjectStore.transact` does not take."""
+    if len(operations) > MAX_CHANGES:
+        raise InvalidRequestError(
+            f"a transaction has at most {MAX_CHANGES} operations, not {len(operations)}"
+        )
+    seen = set()
+    for operation in operations:
+        check_object_key(operation.key)
+        if operation.key in seen:
+            raise InvalidRequestError(
+                f"two operations of one transaction name the key {operation.key!r}"
+            )
+        seen.add(operation.key)
+        if isinstance(operation, PutObject) and operation.ttl is not None:
+            check_ttl(operation.ttl)
+
+
+def object_as_expected(found: ObjectStat | None, expect: int | str) -> bool:
+    """Whether an object is at the version, or has the content hash, that a caller names."""
+    if isinstance(expect, int):
+        return expect == (found.version if found else 0)
+    return found is not None and bool(expect) and expect == found.sha256
 
 
 def check_metadata_key(key: bytes) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import pickle
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,9 +13,21 @@ from typing import Any, ClassVar
 
 import pytest
 import trio
+import trio.testing
 
-from spear_core.api import ObjectStat, ObjectStore, ObjectStoreSpec
+from spear_core.api import (
+    CheckObject,
+    DeleteObject,
+    ObjectChanges,
+    ObjectHolder,
+    ObjectOperation,
+    ObjectStat,
+    ObjectStore,
+    ObjectStoreSpec,
+    PutObject,
+)
 from spear_core.errors import (
+    CompactedError,
     InvalidRequestError,
     ObjectConflictError,
     ObjectNotFoundError,
@@ -41,6 +55,8 @@ class ObjectStoreContract:
     """A configuration with a limit of about 100,000 bytes; ``None``: the limit is not tested."""
     durable: ClassVar[bool] = False
     """Whether objects are still there when the store is opened again on the same directory."""
+    shortest: float = 0.2
+    """Seconds: the shortest time to live, or to be silent, that is worth testing with."""
     patience: float = 10.0
     """Seconds after which a test that still waits has failed."""
 
@@ -213,7 +229,191 @@ class ObjectStoreContract:
             assert stat.version == 2
             assert value == bytes(won) * (3 << 20)
 
+    @promise
+    async def test_content_hash_is_held_to(self, tmp_path: Path) -> None:
+        """``expect`` with a ``sha256``: a conflict unless the content is that; never true of an
+        object that was put without a hash, or is not there."""
+        async with self.open_store(tmp_path) as store:
+            one = await store.put("k", b"1")
+            two = await store.put("k", b"2", expect=one.sha256)
+            for call in (
+                lambda: store.put("k", b"x", expect=one.sha256),
+                lambda: store.delete("k", expect=one.sha256),
+                lambda: store.put("absent", b"x", expect=one.sha256),
+            ):
+                with pytest.raises(ObjectConflictError):
+                    await call()
+            assert await store.get("k") == (two, b"2")
+            bare = await store.put("k", b"3" * 100_000, hashed=False)
+            assert bare.sha256 == ""
+            with pytest.raises(ObjectConflictError):
+                await store.put("k", b"x", expect="")
+            await store.delete("k", expect=bare.version)
+
+    @promise
+    async def test_transaction_is_all_or_nothing(self, tmp_path: Path) -> None:
+        """``transact``: everything at one revision, or nothing when one part cannot be."""
+        async with self.open_store(tmp_path) as store:
+            await store.put("a", b"1")
+            await store.put("b", b"1")
+            before = await store.list()
+            good = [PutObject(key="a", value=b"2"), PutObject(key="new", value=bytes(200_000))]
+            bad: list[tuple[type[Exception], ObjectOperation]] = [
+                (ObjectConflictError, PutObject(key="b", value=b"", expect=0)),
+                (ObjectConflictError, CheckObject(key="b", expect=2)),
+                (ObjectConflictError, DeleteObject(key="b", expect=7)),
+                (ObjectNotFoundError, DeleteObject(key="absent")),
+                (InvalidRequestError, PutObject(key="", value=b"")),
+                (InvalidRequestError, DeleteObject(key="a")),
+            ]
+            for error, operation in bad:
+                for operations in ([*good, operation], [operation, *good]):
+                    with pytest.raises(error):
+                        await store.transact(operations)
+                    assert await store.list() == before
+            done = await store.transact(
+                [*good, DeleteObject(key="b", expect=1), CheckObject(key="c", expect=0)]
+            )
+            assert done[2:] == (None, None)
+            assert [stat and (stat.key, stat.version) for stat in done[:2]] == [
+                ("a", 2),
+                ("new", 1),
+            ]
+            page = await store.list()
+            assert page.objects == done[:2]
+            assert {stat.revision for stat in page.objects} == {page.revision}
+
+    # ---- views
+
+    @promise
+    async def test_views_show_one_version(self, tmp_path: Path) -> None:
+        """``open``: the bytes, read-only, as they were when the block began, whatever is written
+        or deleted meanwhile; released after it."""
+        for size in (0, 10, 3 << 20):
+            async with self.open_store(tmp_path / str(size)) as store:
+                first = await store.put("k", b"1" * size)
+                async with store.open("k") as old:
+                    await store.put("k", b"2" * size)
+                    async with store.open("k") as new:
+                        assert new.data.tobytes() == b"2" * size
+                        await store.delete("k")
+                        for number in range(5):
+                            await store.put(f"other {number}", b"x" * size)
+                        assert new.data.tobytes() == b"2" * size
+                    assert (old.stat, old.data.tobytes()) == (first, b"1" * size)
+                    assert old.data.readonly
+                    if old.fd is not None:
+                        with pytest.raises(OSError, match="Bad file descriptor"):
+                            os.pwrite(old.fd, b"x", 0)
+                        assert os.pread(old.fd, size + 1, 0) == b"1" * size
+                with pytest.raises(ValueError, match="released"):
+                    old.data.tobytes()
+
+    @promise
+    async def test_parts_of_a_view_outlive_it(self, tmp_path: Path) -> None:
+        """What was made from a view's ``data`` goes on showing that version after the block, and
+        after the store is closed."""
+        async with self.open_store(tmp_path) as store:
+            await store.put("k", b"1" * 1_000_000)
+            async with store.open("k") as view:
+                part = view.data[500_000:]
+                array = pickle.PickleBuffer(view.data)
+            await store.put("k", b"2" * 1_000_000)
+            await store.delete("k")
+            assert part.tobytes() == b"1" * 500_000
+        assert part.tobytes() == b"1" * 500_000
+        assert memoryview(array)[:3].tobytes() == b"111"
+
     # ---- references, pins, deleting
+
+    @promise
+    async def test_holders_are_told_apart(self, tmp_path: Path) -> None:
+        """``add_ref(holder=…)``: ``holders`` says who has how many; nobody removes another's."""
+        async with self.open_store(tmp_path) as store:
+            await store.put("k", b"")
+            for holder in ("b", "a", "b", "", "ab"):
+                stat = await store.add_ref("k", holder=holder)
+            assert stat.refs == 5
+            assert tuple(await store.holders("k")) == tuple(
+                ObjectHolder(name=name, refs=refs, ttl=None)
+                for name, refs in (("", 1), ("a", 1), ("ab", 1), ("b", 2))
+            )
+            await store.remove_ref("k", holder="a")
+            for other in ("a", "c"):
+                with pytest.raises(InvalidRequestError):
+                    await store.remove_ref("k", holder=other)
+            assert [h.name for h in await store.holders("k")] == ["", "ab", "b"]
+            for bad in ("x" * 201, "a\0b", "\ud800"):
+                with pytest.raises(InvalidRequestError):
+                    await store.add_ref("k", holder=bad)
+            await store.put("k", b"2")
+            assert (await store.stat("k")).refs == 4
+            await store.delete("k")
+            await store.put("k", b"3")
+            assert tuple(await store.holders("k")) == ()
+            assert await store.release("b") == 0
+            with pytest.raises(ObjectNotFoundError):
+                await store.holders("absent")
+
+    @promise
+    async def test_released_holder_keeps_nothing(self, tmp_path: Path) -> None:
+        """``release``: all references of that holder go, and what nothing keeps is collected."""
+        async with self.open_store(tmp_path) as store:
+            for key in ("alone", "shared", "pinned"):
+                await store.put(key, b"")
+                await store.add_ref(key, holder="dead")
+            await store.add_ref("alone", holder="dead")
+            await store.add_ref("shared", holder="alive")
+            await store.pin("pinned")
+            assert await store.release("dead") == 4
+            assert await store.release("dead") == 0
+            left = (await store.list()).objects
+            assert [(s.key, s.refs) for s in left] == [("pinned", 0), ("shared", 1)]
+            with pytest.raises(InvalidRequestError):
+                await store.release("")
+
+    @promise
+    async def test_silent_holder_is_released(self, tmp_path: Path) -> None:
+        """``keep_alive``: a holder who does not call again in time is released, not earlier; one
+        who does keeps its objects."""
+        async with self.open_store(tmp_path) as store:
+            for name in ("dead", "alive"):
+                await store.put(name, b"")
+                await store.add_ref(name, holder=name)
+            begun = trio.current_time()
+            await store.keep_alive("alive", self.shortest * 4)
+            await store.keep_alive("dead", self.shortest)
+            assert [h.ttl for h in await store.holders("dead")] == [self.shortest]
+            async with store.watch() as watch:
+                while True:
+                    with trio.move_on_after(self.shortest / 2):
+                        assert _shown(await watch.receive()) == [("dead", None)]
+                        break
+                    await store.keep_alive("alive", self.shortest * 4)
+            assert trio.current_time() - begun >= self.shortest * 0.99
+            assert [s.key for s in (await store.list()).objects] == ["alive"]
+
+    @promise
+    async def test_objects_expire(self, tmp_path: Path) -> None:
+        """``ttl``: collected when it is over, unless something keeps the object then; a write
+        without one takes it away."""
+        async with self.open_store(tmp_path) as store:
+            for key in ("expires", "renewed", "held", "pinned"):
+                stat = await store.put(key, b"", ttl=self.shortest)
+                assert stat.expires_at is not None
+                assert stat.expires_at == pytest.approx(time.time() + self.shortest, abs=5)
+            await store.add_ref("held")
+            await store.pin("pinned")
+            assert (await store.put("renewed", b"")).expires_at is None
+            async with store.watch() as watch:
+                assert _shown(await watch.receive()) == [("expires", None)]
+                await store.put("later", b"", ttl=self.shortest)
+                assert [_shown(await watch.receive()) for _ in range(2)][1] == [("later", None)]
+            left = (await store.list()).objects
+            assert [s.key for s in left] == ["held", "pinned", "renewed"]
+            assert await store.remove_ref("held") is None
+            with pytest.raises(InvalidRequestError):
+                await store.put("k", b"", ttl=0)
 
     @promise
     async def test_last_reference_collects(self, tmp_path: Path) -> None:
@@ -317,6 +517,58 @@ class ObjectStoreContract:
             assert sizes == [5, 5]
             assert [s.key for s in (await store.list("p/", after="p/0085")).objects] == ["p/009"]
 
+    # ---- watching
+
+    @promise
+    async def test_watch_gives_every_change_once(self, tmp_path: Path) -> None:
+        """``watch``: each revision that concerns the prefix, once, in order; references and pins
+        make none; closed with its block."""
+        async with self.open_store(tmp_path) as store, store.watch("a/") as watch:
+            one = await store.put("a/1", b"1")
+            await store.put("b", b"")
+            await store.add_ref("a/1")
+            await store.pin("a/1")
+            done = await store.transact(
+                [PutObject(key="a/2", value=b""), DeleteObject(key="b"), DeleteObject(key="a/1")]
+            )
+            await store.add_ref("a/2")
+            await store.remove_ref("a/2")
+            got = [await watch.receive() for _ in range(3)]
+            assert got[0] == ObjectChanges(revision=one.revision, changes=got[0].changes)
+            assert got[0].changes[0].now == one
+            assert [_shown(changes) for changes in got] == [
+                [("a/1", 1)],
+                [("a/1", None), ("a/2", 1)],
+                [("a/2", None)],
+            ]
+            assert done[0] is not None
+            assert got[1].revision == done[0].revision
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await watch.receive()
+            await store.put("a/3", b"")
+            assert _shown(await watch.receive()) == [("a/3", 1)]
+        with pytest.raises(trio.ClosedResourceError):
+            await watch.receive()
+
+    @promise
+    async def test_list_then_watch_has_no_gap(self, tmp_path: Path) -> None:
+        """``watch(start_revision=…)``: from the revision after a page's nothing is missed; history
+        that is not there is said to be gone."""
+        async with self.open_store(tmp_path) as store:
+            await store.put("k", b"1")
+            page = await store.list()
+            await store.put("k", b"2")
+            await store.delete("k")
+            async with store.watch(start_revision=page.revision + 1) as watch:
+                assert [_shown(await watch.receive()) for _ in range(2)] == [
+                    [("k", 2)],
+                    [("k", None)],
+                ]
+            with pytest.raises(CompactedError):
+                async with store.watch(start_revision=-1):
+                    pass
+
     # ---- limits, cancellation, life
 
     @promise
@@ -352,6 +604,8 @@ class ObjectStoreContract:
                 lambda: store.remove_ref("k"),
                 lambda: store.pin("k"),
                 lambda: store.delete("k"),
+                lambda: store.add_ref("k", holder="h"),
+                lambda: store.transact([DeleteObject(key="k"), PutObject(key="n", value=b"")]),
             ]
             for call in calls:
                 with trio.CancelScope() as scope:
@@ -366,7 +620,7 @@ class ObjectStoreContract:
         """What a caller does to its buffer after ``put`` does not reach the store."""
         async with self.open_store(tmp_path) as store:
             mine = bytearray(b"before")
-            await store.put("k", mine)  # type: ignore[arg-type]  # as callers do all the same
+            await store.put("k", mine)
             mine[:] = b"after!"
             assert (await store.get("k"))[1] == b"before"
 
@@ -382,6 +636,24 @@ class ObjectStoreContract:
             stat = await store.pin("k")
             await store.put("gone", b"")
             await store.delete("gone")
+            large = await store.put("large", b"x" * 1_000_000)
+            await store.put("dying", b"", ttl=self.shortest)
+            await store.put("held", b"")
+            await store.add_ref("held", holder="silent")
+            await store.keep_alive("silent", self.shortest)
+            revision = (await store.list()).revision
         async with self.open_store(tmp_path) as store:
             assert await store.get("k") == (stat, b"value")
             assert (await store.put("gone", b"")).version == 2
+            assert await store.get("large") == (large, b"x" * 1_000_000)
+            assert (await store.stat("gone")).revision > revision
+            async with store.watch() as watch:
+                gone = set()
+                while any(s.key in ("dying", "held") for s in (await store.list()).objects):
+                    gone |= {key for key, _ in _shown(await watch.receive())}
+            assert gone <= {"dying", "held"}
+
+
+def _shown(changes: ObjectChanges) -> list[tuple[str, int | None]]:
+    """Key and new version of each change."""
+    return [(c.key, c.now.version if c.now else None) for c in changes.changes]

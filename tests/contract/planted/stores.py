@@ -6,7 +6,7 @@ without a bug and must pass everything.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,11 +14,16 @@ import attrs
 import trio
 
 from spear_core.api import (
+    ObjectChange,
+    ObjectChanges,
+    ObjectOperation,
     ObjectPage,
     ObjectStat,
     ObjectStore,
     ObjectStoreSpec,
+    ObjectView,
     PluginContext,
+    PutObject,
 )
 from spear_core.builtins.memory_store import MemoryObjectStore, MemoryStoreConfig
 from spear_core.errors import (
@@ -39,7 +44,12 @@ def store_spec(cls: type[MemoryObjectStore]) -> ObjectStoreSpec[MemoryStoreConfi
     async def open_toy(
         context: PluginContext, config: MemoryStoreConfig
     ) -> AsyncGenerator[ObjectStore, None]:
-        yield cls(max_bytes=config.memory_store_bytes)
+        store = cls(max_bytes=config.memory_store_bytes)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.collect_expired)
+            nursery.start_soon(store.release_silent)
+            yield store
+            nursery.cancel_scope.cancel()
 
     return ObjectStoreSpec(name="toy", open=open_toy, config_cls=MemoryStoreConfig)
 
@@ -267,5 +277,166 @@ class TestKeyErrors(StoreMutant):
     class Planted(MemoryObjectStore):
         def _find(self, key: str) -> Any:
             return self._objects[key]
+
+    spec = store_spec(Planted)
+
+
+class TestTransactsOneByOne(StoreMutant):
+    """A store that does the operations of a transaction one after the other."""
+
+    caught_by = "test_transaction_is_all_or_nothing"
+
+    class Planted(MemoryObjectStore):
+        async def transact(
+            self, operations: Sequence[ObjectOperation]
+        ) -> tuple[ObjectStat | None, ...]:
+            return tuple([(await super(type(self), self).transact([o]))[0] for o in operations])
+
+    spec = store_spec(Planted)
+
+
+class TestHashOfNothingMatches(StoreMutant):
+    """A store that takes an empty content hash for that of an object without one."""
+
+    caught_by = "test_content_hash_is_held_to"
+
+    class Planted(MemoryObjectStore):
+        def _check_expected(self, key: str, found: Any, expect: int | str | None) -> None:
+            if expect != "":
+                super()._check_expected(key, found, expect)
+
+    spec = store_spec(Planted)
+
+
+class TestViewsAreCopies(StoreMutant):
+    """A store whose views stay readable after their block."""
+
+    caught_by = "test_views_show_one_version"
+
+    class Planted(MemoryObjectStore):
+        @asynccontextmanager
+        async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
+            async with super().open(key) as view:
+                yield attrs.evolve(view, data=memoryview(bytes(view.data)))
+
+    spec = store_spec(Planted)
+
+
+class TestViewsMayBeWritten(StoreMutant):
+    """A store that gives its own memory away, writable."""
+
+    caught_by = "test_views_show_one_version"
+
+    class Planted(MemoryObjectStore):
+        @asynccontextmanager
+        async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
+            async with super().open(key) as view:
+                with memoryview(bytearray(view.data)) as data:
+                    yield attrs.evolve(view, data=data)
+
+    spec = store_spec(Planted)
+
+
+class TestOneHolderForAll(StoreMutant):
+    """A store that removes whoever's reference comes first."""
+
+    caught_by = "test_holders_are_told_apart"
+
+    class Planted(MemoryObjectStore):
+        async def remove_ref(self, key: str, *, holder: str = "") -> ObjectStat | None:
+            names = list(self._refs.get(key, ()))
+            return await super().remove_ref(key, holder=names[0] if names else holder)
+
+    spec = store_spec(Planted)
+
+
+class TestReleasesOneReference(StoreMutant):
+    """A store that removes one reference of a dead holder from each object."""
+
+    caught_by = "test_released_holder_keeps_nothing"
+
+    class Planted(MemoryObjectStore):
+        def _let_go(self, key: str, holder: str, count: int) -> ObjectStat | None:
+            return super()._let_go(key, holder, min(count, 1))
+
+    spec = store_spec(Planted)
+
+
+class TestReleasesTheLiving(StoreMutant):
+    """A store that releases a holder at its first deadline, whatever it said since."""
+
+    caught_by = "test_silent_holder_is_released"
+
+    class Planted(MemoryObjectStore):
+        async def keep_alive(self, holder: str, ttl: float) -> None:
+            if holder not in self._silent:
+                await super().keep_alive(holder, ttl)
+                self._silent.set(holder, ttl / 8)
+
+    spec = store_spec(Planted)
+
+
+class TestExpiresWhatIsHeld(StoreMutant):
+    """A store that collects an object when its time is over, whoever needs it."""
+
+    caught_by = "test_objects_expire"
+
+    class Planted(MemoryObjectStore):
+        async def collect_expired(self) -> None:
+            while True:
+                self._remove([await self._expiring.wait_next()])
+
+    spec = store_spec(Planted)
+
+
+class TestTimeToLiveStays(StoreMutant):
+    """A store whose object keeps the time to live of an earlier version."""
+
+    caught_by = "test_objects_expire"
+
+    class Planted(MemoryObjectStore):
+        def _write(self, operation: PutObject, value: bytes, digest: str) -> ObjectStat:
+            if operation.ttl is None and operation.key in self._expiring:
+                operation = attrs.evolve(operation, ttl=0.1)
+            return super()._write(operation, value, digest)
+
+    spec = store_spec(Planted)
+
+
+class TestReferencesAreNews(StoreMutant):
+    """A store that tells watchers of references."""
+
+    caught_by = "test_watch_gives_every_change_once"
+
+    class Planted(MemoryObjectStore):
+        def _change(self, key: str, **rest: Any) -> ObjectStat:
+            stat = super()._change(key, **rest)
+            self._publish([ObjectChange(key=key, now=stat)])
+            return stat
+
+    spec = store_spec(Planted)
+
+
+class TestCollectsInSilence(StoreMutant):
+    """A store that does not tell watchers what it collects."""
+
+    caught_by = "test_watch_gives_every_change_once"
+
+    class Planted(MemoryObjectStore):
+        def _remove(self, keys: Sequence[str]) -> None:
+            for key in keys:
+                self._drop(key)
+
+    spec = store_spec(Planted)
+
+
+class TestWatchHidesTheGap(StoreMutant):
+    """A store whose watch begins where its history does, whatever was asked for."""
+
+    caught_by = "test_list_then_watch_has_no_gap"
+
+    class Planted(MemoryObjectStore):
+        def _next_change(self, prefix: str, place: int) -> tuple[ObjectChanges | None, int]:
+            return super()._next_change(prefix, max(place, 1))
 
     spec = store_spec(Planted)
