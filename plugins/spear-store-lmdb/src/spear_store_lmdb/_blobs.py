@@ -1,0 +1,117 @@
+"""Large values: one file each, written once, never changed, mapped by whoever reads."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from spear_core.api import ObjectStat, ObjectView
+from spear_core.errors import StoreCorruptError
+
+from ._environment import disk_trouble
+
+__all__ = ["Blobs"]
+
+_PIECE = 16 << 20
+"""Bytes in one call: Linux writes at most 2 GiB."""
+
+
+class Blobs:
+    """The files of a folder.
+
+    :param durable: whether a file is on the disk itself when it has been written.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool) -> None:
+        self._folder = folder
+        self._durable = durable
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as exc:
+            raise disk_trouble(exc, folder) from exc
+
+    def write(self, value: memoryview, *, hashed: bool) -> tuple[str, str]:
+        """A new file with that value: its name and its sha256. Blocks; for a worker thread.
+
+        **Raises** :exc:`~spear_core.errors.StoreFullError`; no file is left then.
+        """
+        name = secrets.token_hex(16)
+        try:
+            descriptor = os.open(
+                self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400
+            )
+            try:
+                for start in range(0, len(value), _PIECE):
+                    _write_all(descriptor, value[start : start + _PIECE])
+                if self._durable:
+                    os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            if self._durable:
+                self._sync_folder()
+        except OSError as exc:
+            self.remove(name)
+            raise disk_trouble(exc, self._folder) from exc
+        return name, hashlib.sha256(value).hexdigest() if hashed else ""
+
+    def _sync_folder(self) -> None:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, name: str) -> None:
+        """Remove a file. Whoever maps it goes on reading it."""
+        with suppress(OSError):  # it is swept at the next start
+            (self._folder / name).unlink(missing_ok=True)
+
+    def sweep(self, known: Callable[[str], bool]) -> int:
+        """Remove the files that no record knows, and say how many there were."""
+        removed = 0
+        for entry in os.scandir(self._folder):
+            if not known(entry.name):
+                self.remove(entry.name)
+                removed += 1
+        return removed
+
+    @contextmanager
+    def mapped(self, name: str, stat: ObjectStat) -> Iterator[ObjectView]:
+        """The value in that file, for as long as the block lasts."""
+        try:
+            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as exc:
+            raise self._damaged(name, stat, "is missing") from exc
+        except OSError as exc:
+            raise disk_trouble(exc, self._folder) from exc
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != stat.size:  # a page beyond the end of the file would be a SIGBUS
+                raise self._damaged(name, stat, f"has {size} bytes instead of {stat.size}")
+            mapping = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+            data = memoryview(mapping)
+            try:
+                yield ObjectView(stat=stat, data=data, fd=descriptor)
+            finally:
+                with suppress(BufferError):  # what was made from it keeps the mapping
+                    data.release()
+                with suppress(BufferError):
+                    mapping.close()
+        finally:
+            os.close(descriptor)
+
+    def _damaged(self, name: str, stat: ObjectStat, what: str) -> StoreCorruptError:
+        return StoreCorruptError(
+            f"the file of object {stat.key!r}, {self._folder / name}, {what}; delete the object, "
+            f"or restore a backup"
+        )
+
+
+def _write_all(descriptor: int, piece: memoryview) -> None:
+    while piece:
+        piece = piece[os.write(descriptor, piece) :]

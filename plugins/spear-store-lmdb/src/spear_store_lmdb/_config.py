@@ -1,0 +1,42 @@
+"""``[plugins.store-lmdb]``."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["DURABILITIES", "LmdbMetadataConfig", "LmdbObjectsConfig"]
+
+DURABILITIES = ("system", "process")
+
+
+def _durability() -> str:
+    default: str = attrs.field(default="system", validator=attrs.validators.in_(DURABILITIES))
+    return default
+
+
+@attrs.frozen(kw_only=True)
+class LmdbObjectsConfig:
+    """Part of ``[plugins.store-lmdb]``."""
+
+    objects_bytes: int = attrs.field(default=64 << 30, validator=attrs.validators.gt(0))
+    """Sum of the values; a write that would pass it is refused."""
+    objects_durability: str = _durability()
+    """``system``: what was acknowledged survives a power cut; ``process``: it survives the end of
+    the process, however sudden, and may be lost with the machine."""
+    inline_bytes: int = attrs.field(
+        default=64 << 10,
+        validator=[attrs.validators.ge(0), attrs.validators.le(1 << 20)],
+    )
+    """Values up to this size lie in LMDB itself, larger ones each in a file."""
+
+
+@attrs.frozen(kw_only=True)
+class LmdbMetadataConfig:
+    """Part of ``[plugins.store-lmdb]``."""
+
+    metadata_bytes: int = attrs.field(default=4 << 30, validator=attrs.validators.gt(0))
+    """Sum of keys and values, those of the history too."""
+    metadata_history: int = attrs.field(default=100_000, validator=attrs.validators.gt(0))
+    """Revisions that can be read and watched from; older ones are compacted."""
+    metadata_durability: str = _durability()
+    """As ``objects_durability``."""

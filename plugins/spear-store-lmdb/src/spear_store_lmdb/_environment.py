@@ -1,0 +1,352 @@
+"""One LMDB environment: its lock, its format, its one writer and its readers.
+
+All reads are on trio's thread and end before they await. All writes are on one other thread, a
+whole transaction each: LMDB's next writer waits for ever when a transaction is committed by
+another thread than the one that began it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast, overload
+
+import attrs
+import lmdb
+import outcome
+import trio
+
+from spear_core.errors import (
+    SpearError,
+    StoreCorruptError,
+    StoreError,
+    StoreFormatError,
+    StoreFullError,
+    StoreInUseError,
+)
+
+__all__ = ["Cursor", "Environment", "Transaction", "disk_trouble", "open_environment"]
+
+T = TypeVar("T")
+
+
+class Cursor(Protocol):
+    """lmdb's cursor, where it gives bytes (``buffers=False``)."""
+
+    def first(self) -> bool: ...
+    def next(self) -> bool: ...
+    def next_nodup(self) -> bool: ...
+    def set_key(self, key: bytes) -> bool: ...
+    def set_range(self, key: bytes) -> bool: ...
+    def set_range_dup(self, key: bytes, value: bytes) -> bool: ...
+    def key(self) -> bytes: ...
+    def value(self) -> bytes: ...
+    def put(self, key: bytes, value: bytes) -> bool: ...
+    def delete(self) -> bool: ...
+    def iternext_dup(self) -> Iterator[bytes]: ...
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class Transaction(Protocol):
+    """lmdb's transaction, likewise."""
+
+    @overload
+    def get(self, key: bytes, *, db: Any) -> bytes | None: ...
+    @overload
+    def get(self, key: bytes, default: bytes, *, db: Any) -> bytes: ...
+    def put(self, key: bytes, value: bytes, *, db: Any, append: bool = False) -> bool: ...
+    def delete(self, key: bytes, value: bytes = b"", *, db: Any) -> bool: ...
+    def pop(self, key: bytes, *, db: Any) -> bytes | None: ...
+    def stat(self, db: Any) -> dict[str, int]: ...
+    def cursor(self, *, db: Any) -> Cursor: ...
+
+
+FORMAT = 1
+"""What this version writes. A newer one is refused, an older one would be migrated."""
+
+_FIRST_MAP = 1 << 30
+"""Bytes of address space, not of disk or memory; grows by itself."""
+
+_BATCH = 512
+"""Writes that go to disk together at most."""
+
+
+@attrs.define(eq=False)
+class _Job:
+    work: Callable[[Transaction], Any]
+    after: Callable[[Any], None] | None
+    task: trio.lowlevel.Task
+    waiting: bool = True
+    """Until the writer takes it, or its caller is cancelled; under the lock."""
+
+
+class Environment:
+    """An open environment. Made by :func:`open_environment`."""
+
+    def __init__(self, env: lmdb.Environment, databases: dict[str, Any], folder: Path) -> None:
+        self._env = env
+        self._databases = databases
+        self._folder = folder
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._token = trio.lowlevel.current_trio_token()
+        self._closed = False
+        self.batches = 0
+        """Commits so far; each is one flush to disk at most."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self._databases[name]
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """A picture of the last commit. Leave the block before awaiting anything."""
+        with self._env.begin() as txn:
+            yield cast(Transaction, txn)
+
+    async def write(
+        self, work: Callable[[Transaction], T], after: Callable[[T], None] | None = None
+    ) -> T:
+        """Run ``work`` in a write transaction, and return when it is committed.
+
+        It runs on another thread, together with others' work, and perhaps more than once: it
+        changes nothing but the transaction, and raises a ``SpearError`` only before its first
+        change. ``after`` gets its result on trio's thread, in the order of the commits.
+
+        **Cancellation**: before the writer has taken it, it is never done; after that, it is
+        waited for.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._closed:
+            raise StoreError(f"the store in {self._folder} is closed", code="unavailable")
+        job = _Job(work, after, trio.lowlevel.current_task())
+        self._jobs.put(job)
+
+        def abort(raise_cancel: Any) -> trio.lowlevel.Abort:
+            with self._lock:
+                withdrawn, job.waiting = job.waiting, False
+            return trio.lowlevel.Abort.SUCCEEDED if withdrawn else trio.lowlevel.Abort.FAILED
+
+        result: T = await trio.lowlevel.wait_task_rescheduled(abort)
+        return result
+
+    def serve(self) -> None:
+        """The writer's thread: commit what comes, until :meth:`stop`."""
+        stopping = False
+        while not stopping:
+            taken = [self._jobs.get()]
+            with suppress(queue.Empty):
+                while len(taken) < _BATCH:
+                    taken.append(self._jobs.get_nowait())
+            stopping = None in taken
+            batch = []
+            with self._lock:
+                for job in taken:
+                    if job is not None and job.waiting:
+                        job.waiting = False
+                        batch.append(job)
+            if batch:
+                results = self._commit(batch)
+                self._token.run_sync_soon(self._deliver, batch, results)
+
+    def stop(self) -> None:
+        """Let the writer end when it has done what it was given."""
+        self._closed = True
+        self._jobs.put(None)
+
+    def _commit(self, batch: Sequence[_Job]) -> list[outcome.Outcome[Any]]:
+        """The outcome of each job, in one transaction for all; again while the map is too small."""
+        broken: dict[int, outcome.Outcome[Any]] = {}
+        while True:
+            number = -1
+            results: list[outcome.Outcome[Any]] = []
+            try:
+                with self._env.begin(write=True) as txn:
+                    for number, job in enumerate(batch):
+                        results.append(
+                            broken.get(number) or self._attempt(job, cast(Transaction, txn))
+                        )
+                    number = -1
+                self.batches += 1
+                return results
+            except lmdb.MapFullError:
+                trio.from_thread.run_sync(self._grow)
+            except Exception as exc:  # barrier: one job, or the disk
+                if number < 0 or isinstance(exc, (lmdb.Error, OSError)):
+                    return [outcome.Error(disk_trouble(exc, self._folder))] * len(batch)
+                broken[number] = outcome.Error(exc)
+
+    @staticmethod
+    def _attempt(job: _Job, txn: Transaction) -> outcome.Outcome[Any]:
+        try:
+            return outcome.Value(job.work(txn))
+        except SpearError as exc:
+            return outcome.Error(exc)
+
+    def _grow(self) -> None:
+        """Double the map. On trio's thread, where no read is going on, and with no write open."""
+        self._env.set_mapsize(self._env.info()["map_size"] * 2)
+
+    def _deliver(self, batch: Sequence[_Job], results: Sequence[outcome.Outcome[Any]]) -> None:
+        for job, result in zip(batch, results, strict=True):
+            if job.after is not None and isinstance(result, outcome.Value):
+                job.after(result.value)
+        for job, result in zip(batch, results, strict=True):
+            if isinstance(result, outcome.Error):
+                # several callers may have one error, and each adds its own traceback
+                result = outcome.Error(_copied(result.error))
+            trio.lowlevel.reschedule(job.task, result)
+
+
+def _copied(error: BaseException) -> BaseException:
+    if not isinstance(error, SpearError):
+        return error
+    copy = type(error)(error.message, code=error.code, retryable=error.retryable)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+def disk_trouble(exc: BaseException, folder: Path) -> StoreError:
+    """What went wrong with the files below a folder, in our words."""
+    text = f"{exc}"
+    number = exc.errno if isinstance(exc, OSError) else None
+    full = {os.strerror(n) for n in (28, 27, 122)}  # ENOSPC, EFBIG, EDQUOT
+    if number in (28, 27, 122) or any(reason in text for reason in full):
+        error: StoreError = StoreFullError(f"no room left on the disk of {folder}: {text}")
+    elif isinstance(exc, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)):
+        error = _corrupt(folder, text)
+    else:
+        error = StoreError(f"the store in {folder} cannot be used: {text}", code="unavailable")
+    error.__cause__ = exc
+    return error
+
+
+def _corrupt(folder: Path, reason: str) -> StoreCorruptError:
+    return StoreCorruptError(
+        f"{folder / 'data.mdb'} is damaged ({reason}); restore a backup, or move {folder} away to "
+        f"begin with an empty store"
+    )
+
+
+@asynccontextmanager
+async def open_environment(
+    folder: Path, *, kind: str, databases: dict[str, bool], durable: bool
+) -> AsyncGenerator[Environment, None]:
+    """Open the environment of a folder, make it if there is none, and run its writer.
+
+    :param kind: what is in it; another kind is refused.
+    :param databases: name → whether a key may have several values.
+    :param durable: whether a commit waits for the disk.
+
+    **Raises** :exc:`~spear_core.errors.StoreInUseError`,
+    :exc:`~spear_core.errors.StoreFormatError`, :exc:`~spear_core.errors.StoreCorruptError` and
+    :exc:`~spear_core.errors.StoreFullError`.
+    """
+    await trio.lowlevel.checkpoint()
+    with _held(folder):
+        env = _opened(folder, len(databases) + 1, durable=durable)
+        try:
+            handles = _checked(env, folder, kind, databases)
+            environment = Environment(env, handles, folder)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_serve, environment)
+                try:
+                    yield environment
+                finally:
+                    environment.stop()
+        finally:
+            env.close()
+
+
+async def _serve(environment: Environment) -> None:
+    """Until :meth:`Environment.stop`, whatever is cancelled: what was accepted is committed."""
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(environment.serve, limiter=trio.CapacityLimiter(1))
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise disk_trouble(exc, folder) from exc
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreInUseError(
+                f"another process has the store in {folder} open; stop it first"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _opened(folder: Path, databases: int, *, durable: bool) -> lmdb.Environment:
+    data = folder / "data.mdb"
+    there = data.exists() and data.stat().st_size
+    size = max(_FIRST_MAP, 2 * there)
+    try:
+        env = lmdb.open(
+            str(folder),
+            map_size=size,
+            max_dbs=databases,
+            sync=durable,
+            metasync=durable,
+            mode=0o600,
+        )
+    except lmdb.VersionMismatchError as exc:
+        raise StoreFormatError(f"{data} was written by another version of LMDB ({exc})") from exc
+    except (lmdb.InvalidError, lmdb.CorruptedError) as exc:
+        raise _corrupt(folder, str(exc)) from exc
+    except (lmdb.Error, OSError) as exc:
+        raise disk_trouble(exc, folder) from exc
+    pages = env.info()["last_pgno"] + 1
+    if there and data.stat().st_size < pages * env.stat()["psize"]:
+        # a page beyond the end of the file would be a SIGBUS
+        env.close()
+        raise _corrupt(folder, f"cut off at {there} bytes")
+    env.reader_check()
+    return env
+
+
+def _checked(
+    env: lmdb.Environment, folder: Path, kind: str, databases: dict[str, bool]
+) -> dict[str, Any]:
+    """The handles of the databases, if the environment is one of ours, or new."""
+    mine = f"spear {kind}".encode()
+    try:
+        with env.begin() as txn:
+            empty = txn.stat()["entries"] == 0
+        if not empty and not _has_meta(env):
+            raise StoreFormatError(f"{folder / 'data.mdb'} is an LMDB file, but not one of SPEAR's")
+        meta = env.open_db(b"meta")
+        with env.begin() as txn:
+            found, version = txn.get(b"kind", db=meta), txn.get(b"format", db=meta)
+        if not empty and found != mine:
+            raise StoreFormatError(f"{folder / 'data.mdb'} holds {found!r}, not {mine!r}")
+        if version is not None and int(version) > FORMAT:
+            raise StoreFormatError(
+                f"{folder / 'data.mdb'} has the format {int(version)}, and this version of "
+                f"spear-store-lmdb knows {FORMAT} at most; upgrade it"
+            )
+        handles = {
+            name: env.open_db(name.encode(), dupsort=several) for name, several in databases.items()
+        }
+        with env.begin(write=True, db=meta) as txn:
+            txn.put(b"kind", mine)
+            txn.put(b"format", b"%d" % FORMAT)
+    except (lmdb.Error, OSError, ValueError) as exc:
+        raise disk_trouble(exc, folder) from exc
+    return {"meta": meta, **handles}
+
+
+def _has_meta(env: lmdb.Environment) -> bool:
+    with env.begin() as txn:
+        return txn.get(b"meta") is not None
