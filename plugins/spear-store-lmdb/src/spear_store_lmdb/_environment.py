@@ -7,9 +7,11 @@ another thread than the one that began it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -71,6 +73,10 @@ FORMAT = 1
 
 _FIRST_MAP = 1 << 30
 """Bytes of address space, not of disk or memory; grows by itself."""
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+_LITTLE = 1 << 20
 
 _BATCH = 512
 """Writes that go to disk together at most."""
@@ -214,9 +220,8 @@ def _copied(error: BaseException) -> BaseException:
 def disk_trouble(exc: BaseException, folder: Path) -> StoreError:
     """What went wrong with the files below a folder, in our words."""
     text = f"{exc}"
-    number = exc.errno if isinstance(exc, OSError) else None
-    full = {os.strerror(n) for n in (28, 27, 122)}  # ENOSPC, EFBIG, EDQUOT
-    if number in (28, 27, 122) or any(reason in text for reason in full):
+    short = os.strerror(errno.EIO) in text and not _has_room(folder)
+    if short or any(os.strerror(number) in text for number in _FULL):
         error: StoreError = StoreFullError(f"no room left on the disk of {folder}: {text}")
     elif isinstance(exc, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)):
         error = _corrupt(folder, text)
@@ -224,6 +229,17 @@ def disk_trouble(exc: BaseException, folder: Path) -> StoreError:
         error = StoreError(f"the store in {folder} cannot be used: {text}", code="unavailable")
     error.__cause__ = exc
     return error
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether the disk takes a little more. LMDB calls a write that was cut short an I/O error,
+    whatever the reason."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, _LITTLE)
+    except OSError as exc:
+        return exc.errno not in _FULL
+    return True
 
 
 def _corrupt(folder: Path, reason: str) -> StoreCorruptError:
