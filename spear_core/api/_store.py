@@ -281,9 +281,10 @@ class ObjectStore(ABC):
         async with self.open(key) as view:
             return view.stat, bytes(view.data)
 
-    def get_nowait(self, key: str) -> tuple[ObjectStat, bytes]:
-        """Like :meth:`get`, now. **Raises** ``trio.WouldBlock`` where that needs waiting: for a
-        large value, or in a store far away."""
+    def get_nowait(self, key: str) -> bytes:
+        """The current value alone, now. **Raises** ``trio.WouldBlock`` where that needs waiting
+        (for a large value, or in a store far away: then use :meth:`get`), and
+        :exc:`~spear_core.errors.ObjectNotFoundError`."""
         raise trio.WouldBlock
 
     async def delete(self, key: str, *, expect: int | str | None = None) -> None:

@@ -139,7 +139,7 @@ class MemoryObjectStore(ObjectStore):
             if isinstance(operation, PutObject):
                 stat = self._write(operation, values[key], hashes.get(key, ""))
                 changed.append(ObjectChange(key=key, now=stat))
-            elif not isinstance(operation, CheckObject):
+            elif not isinstance(operation, CheckObject) and key in self._objects:
                 self._drop(key)
                 changed.append(ObjectChange(key=key, now=None))
         self._publish(changed)
@@ -196,11 +196,11 @@ class MemoryObjectStore(ObjectStore):
 
     async def get(self, key: str) -> tuple[ObjectStat, bytes]:
         await trio.lowlevel.checkpoint()
-        return self.get_nowait(key)
-
-    def get_nowait(self, key: str) -> tuple[ObjectStat, bytes]:
         found = self._find(key)
         return found.stat, found.value
+
+    def get_nowait(self, key: str) -> bytes:
+        return self._find(key).value
 
     async def stat(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()

@@ -7,7 +7,7 @@ import os
 import pickle
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,6 +82,8 @@ class ObjectStoreContract:
                 stat, got = await store.get(f"k{len(value)}")
                 assert got == value
                 assert stat == put
+                with suppress(trio.WouldBlock):
+                    assert store.get_nowait(f"k{len(value)}") == value
                 assert (stat.key, stat.size, stat.version) == (f"k{len(value)}", len(value), 1)
                 assert stat.sha256 == hashlib.sha256(value).hexdigest()
                 assert (stat.content_type, stat.refs, stat.pinned) == ("text/x", 0, False)
@@ -163,6 +165,8 @@ class ObjectStoreContract:
             for call in calls:
                 with pytest.raises(ObjectNotFoundError):
                     await call("absent")
+            with pytest.raises((ObjectNotFoundError, trio.WouldBlock)):
+                store.get_nowait("absent")
 
     # ---- optimistic concurrency
 
@@ -203,6 +207,7 @@ class ObjectStoreContract:
             with pytest.raises(ObjectConflictError) as caught:
                 await store.delete("k", expect=1)
             assert caught.value.current == 2
+            await store.delete("absent", expect=0)
             await store.delete("k", expect=2)
             with pytest.raises(ObjectNotFoundError):
                 await store.get("k")

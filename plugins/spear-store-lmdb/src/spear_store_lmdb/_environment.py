@@ -14,7 +14,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, overload
 
@@ -102,17 +102,13 @@ class Environment:
         self._lock = threading.Lock()
         self._token = trio.lowlevel.current_trio_token()
         self._closed = False
+        self.reading: Callable[[], AbstractContextManager[Transaction]] = cast(Any, env.begin)
+        """A picture of the last commit, in a block. Leave it before awaiting anything."""
         self.batches = 0
         """Commits so far; each is one flush to disk at most."""
 
     def __getitem__(self, name: str) -> Any:
         return self._databases[name]
-
-    @contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        """A picture of the last commit. Leave the block before awaiting anything."""
-        with self._env.begin() as txn:
-            yield cast(Transaction, txn)
 
     async def write(
         self, work: Callable[[Transaction], T], after: Callable[[T], None] | None = None

@@ -64,6 +64,7 @@ class Changes:
         self._environment = environment
         self._txn = txn
         self._references = References(environment)
+        self._numbers: dict[bytes, int] = {}
         self._done: list[ObjectChange] = []
         self.unused: list[str] = []
         """Files that no record knows any more, once this is committed."""
@@ -84,14 +85,18 @@ class Changes:
                 raise _not_found(operation.key)
         self._check_room(found, prepared, limit)
         revision = self._number(b"revision") + 1
+        after: list[ObjectStat | None] = []
         for operation in operations:
             record, _ = found[operation.key]
             if isinstance(operation, PutObject):
-                self._put(operation, prepared[operation.key], record, revision)
-            elif record is not None and not isinstance(operation, CheckObject):
-                self._remove(record)
-        after = (self._get(operation.key)[0] for operation in operations)
-        return tuple(record.stat if record else None for record in after)
+                after.append(self._put(operation, prepared[operation.key], record, revision))
+            elif isinstance(operation, CheckObject):
+                after.append(record.stat if record else None)
+            else:
+                if record is not None:
+                    self._remove(record)
+                after.append(None)
+        return tuple(after)
 
     def _check_room(
         self,
@@ -110,7 +115,9 @@ class Changes:
                 f"plugins.store-lmdb.objects_bytes"
             )
 
-    def _put(self, operation: PutObject, new: Prepared, old: Record | None, revision: int) -> None:
+    def _put(
+        self, operation: PutObject, new: Prepared, old: Record | None, revision: int
+    ) -> ObjectStat:
         now = time.time()
         version = old.stat.version if old else self._forget_deletion(operation.key.encode())
         stat = ObjectStat(
@@ -136,6 +143,7 @@ class Changes:
             self._txn.put(_DUE.pack(stat.expires_at) + key, b"", db=self._environment["expiry"])
         self._store(Record(stat, new.blob), new.value)
         self._done.append(ObjectChange(key=operation.key, now=stat))
+        return stat
 
     def _drop_value(self, old: Record) -> None:
         """The version is not current any more: its file, its time to live, its room."""
@@ -241,10 +249,12 @@ class Changes:
     # ---- parts
 
     def finish(self) -> ObjectChanges | None:
-        """Give what was written or removed its revision."""
+        """Give what was written or removed its revision, and write the counters."""
+        revision = self._add_number(b"revision", 1) if self._done else 0
+        for name, value in self._numbers.items():
+            self._txn.put(name, b"%d" % value, db=self._environment["meta"])
         if not self._done:
             return None
-        revision = self._add_number(b"revision", 1)
         done = sorted(self._done, key=lambda change: change.key)
         return ObjectChanges(revision=revision, changes=tuple(done))
 
@@ -275,11 +285,13 @@ class Changes:
         self._txn.put(key, pack(record, value), db=self._environment["objects"])
 
     def _number(self, name: bytes) -> int:
-        found = self._txn.get(name, db=self._environment["meta"])
-        return int(found) if found is not None else 0
+        if name not in self._numbers:
+            found = self._txn.get(name, db=self._environment["meta"])
+            return int(found) if found is not None else 0
+        return self._numbers[name]
 
     def _set_number(self, name: bytes, value: int) -> None:
-        self._txn.put(name, b"%d" % value, db=self._environment["meta"])
+        self._numbers[name] = value
 
     def _add_number(self, name: bytes, more: int) -> int:
         value = self._number(name) + more

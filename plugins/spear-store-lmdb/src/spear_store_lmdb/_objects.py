@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import lmdb
 import trio
 
 from spear_core.api import (
@@ -42,7 +43,7 @@ from ._blobs import Blobs
 from ._config import LmdbObjectsConfig
 from ._environment import Environment, Transaction, open_environment
 from ._object_changes import DATABASES, Changes, Prepared
-from ._records import Record, unpack, value_of
+from ._records import Record, inline_value, unpack, value_of
 from ._references import References
 
 __all__ = ["LmdbObjectStore", "open_objects"]
@@ -93,6 +94,7 @@ class LmdbObjectStore(ObjectStore):
         self, environment: Environment, blobs: Blobs, config: LmdbObjectsConfig, log: logging.Logger
     ) -> None:
         self._environment = environment
+        self._objects = environment["objects"]
         self._blobs = blobs
         self._config = config
         self._log = log
@@ -106,6 +108,11 @@ class LmdbObjectStore(ObjectStore):
             self._revision = self._read_revision(txn)
             for holder, ttl in txn.cursor(db=environment["silent"]):
                 self._silent.set(holder.decode(), _TTL.unpack(ttl)[0])
+
+    @property
+    def batches(self) -> int:
+        """Commits so far; each is one flush to disk at most."""
+        return self._environment.batches
 
     def sweep(self) -> None:
         """Remove the files that a crash has left."""
@@ -178,11 +185,11 @@ class LmdbObjectStore(ObjectStore):
             value = await trio.to_thread.run_sync(bytes, view.data, limiter=self._threads)
         return record.stat, value
 
-    def get_nowait(self, key: str) -> tuple[ObjectStat, bytes]:
-        record, raw = self._read(key)
-        if record.blob:
+    def get_nowait(self, key: str) -> bytes:
+        value = inline_value(self._raw(key))
+        if value is None:
             raise trio.WouldBlock
-        return record.stat, value_of(record, raw)
+        return value
 
     async def stat(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()
@@ -324,15 +331,19 @@ class LmdbObjectStore(ObjectStore):
     def _read_revision(self, txn: Transaction) -> int:
         return int(txn.get(b"revision", b"0", db=self._environment["meta"]))
 
-    def _read(self, key: str) -> tuple[Record, bytes]:
-        with self._environment.reading() as txn:
-            try:
-                raw = txn.get(key.encode(), db=self._environment["objects"]) if key else None
-            except UnicodeEncodeError:
-                raw = None
+    def _raw(self, key: str) -> bytes:
+        try:
+            with self._environment.reading() as txn:
+                raw = txn.get(key.encode(), db=self._objects)
+        except (UnicodeEncodeError, lmdb.BadValsizeError):
+            raw = None
         if raw is None:
             check_object_key(key)
             raise ObjectNotFoundError(f"there is no object {key!r}")
+        return raw
+
+    def _read(self, key: str) -> tuple[Record, bytes]:
+        raw = self._raw(key)
         return unpack(key, raw), raw
 
     async def _change(self, what: Callable[[Changes], T]) -> T:

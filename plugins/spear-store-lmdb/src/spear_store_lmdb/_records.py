@@ -9,11 +9,15 @@ import attrs
 from spear_core.api import ObjectStat
 from spear_core.errors import StoreCorruptError
 
-__all__ = ["Record", "pack", "unpack", "value_of"]
+__all__ = ["Record", "inline_value", "pack", "unpack", "value_of"]
 
 _HEAD = struct.Struct("<QQQdddIB32s16sH")
 """Version, revision, size, created, updated, expires (0: never), references, flags, sha256, blob,
 and the length of the content type, which follows; then the value, if it is inline."""
+
+_FLAGS = struct.calcsize("<QQQdddI")
+_LENGTH = struct.calcsize("<QQQdddIB32s16s")
+"""Where in the head these are."""
 
 _PINNED, _INLINE, _HASHED = 1, 2, 4
 
@@ -79,6 +83,13 @@ def unpack(key: str, raw: bytes) -> Record:
 def value_of(record: Record, raw: bytes) -> bytes:
     """The value that is inline in these bytes."""
     return raw[len(raw) - record.stat.size :]
+
+
+def inline_value(raw: bytes) -> bytes | None:
+    """The value that is inline in these bytes, by itself; ``None``: it is elsewhere."""
+    if not raw[_FLAGS] & _INLINE:
+        return None
+    return raw[_HEAD.size + raw[_LENGTH] + (raw[_LENGTH + 1] << 8) :]
 
 
 def _damaged(key: str) -> StoreCorruptError:
