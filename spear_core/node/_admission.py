@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import attrs
 
@@ -32,7 +33,7 @@ class DrainRate:
 
     def count(self, now: float) -> None:
         """One task has ended."""
-        self._rate = self.per_second(now) + 1 / _MEMORY_S
+        self._rate = self._rate * math.exp((self._at - now) / _MEMORY_S) + 1 / _MEMORY_S
         self._at = now
 
     def per_second(self, now: float) -> float:
@@ -47,20 +48,24 @@ class DrainRate:
 
 @attrs.define(eq=False)
 class Admission:
-    """Counts who is in, and refuses who would be too many."""
+    """Counts who is in, and refuses who would be too many.
+
+    :param clock: seconds; read only where a rate matters.
+    """
 
     config: ExecutionConfig
+    clock: Callable[[], float]
     drain: DrainRate = attrs.field(factory=DrainRate)
     admitted: int = 0
     callers: dict[str, Caller] = attrs.field(factory=dict)
 
-    def enter(self, line: Line, name: str, now: float) -> Caller:
+    def enter(self, line: Line, name: str) -> Caller:
         """Take a place for one task. :raises ResourceExhaustedError: there is none."""
         caller = self.callers.get(name)
         if caller is None:
             caller = self._new_caller(name)
         try:
-            self._check(line, caller, now)
+            self._check(line, caller)
         except ResourceExhaustedError:
             self._forget_idle(caller)
             raise
@@ -96,33 +101,34 @@ class Admission:
         if not caller.admitted and not self.config.max_rate_per_caller:
             self.callers.pop(caller.name, None)
 
-    def _check(self, line: Line, caller: Caller, now: float) -> None:
+    def _check(self, line: Line, caller: Caller) -> None:
         config = self.config
         slots, queue = config.max_concurrent_tasks, config.max_queued_tasks
         if self.admitted >= slots + queue:
-            self._refuse("the node", self.admitted, "execution.max_queued_tasks", now)
+            self._refuse("the node", self.admitted, "execution.max_queued_tasks")
         per_artifact = config.max_queued_per_artifact or math.ceil(queue * _SHARE)
         if line.admitted >= min(slots, line.max_concurrent) + per_artifact:
             key = "execution.max_queued_per_artifact"
-            self._refuse(f"the queue of {line.artifact.ref}", line.admitted, key, now)
+            self._refuse(f"the queue of {line.artifact.ref}", line.admitted, key)
         if (most := config.max_queued_per_caller) and (
             caller.admitted >= min(slots, caller.limit) + most
         ):
             what = f"the queue of caller {caller.name!r}"
-            self._refuse(what, caller.admitted, "execution.max_queued_per_caller", now)
+            self._refuse(what, caller.admitted, "execution.max_queued_per_caller")
         if config.max_rate_per_caller:
-            self._take_token(caller, now)
+            self._take_token(caller)
 
-    def _refuse(self, what: str, admitted: int, key: str, now: float) -> None:
-        retry_after = self.drain.seconds_for(max(1, admitted * _DRAINED), now)
+    def _refuse(self, what: str, admitted: int, key: str) -> None:
+        retry_after = self.drain.seconds_for(max(1, admitted * _DRAINED), self.clock())
         raise ResourceExhaustedError(
             f"{what} is full: {admitted} tasks run or wait ({key}); "
             f"try again in {retry_after:.2g} s",
             retry_after=retry_after,
         )
 
-    def _take_token(self, caller: Caller, now: float) -> None:
+    def _take_token(self, caller: Caller) -> None:
         rate = self.config.max_rate_per_caller
+        now = self.clock()
         caller.tokens = min(self._burst, caller.tokens + (now - caller.tokens_at) * rate)
         caller.tokens_at = now
         if caller.tokens < 1:

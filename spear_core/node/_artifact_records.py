@@ -74,7 +74,10 @@ class NameRecord:
 
     def find(self, version: int) -> VersionRecord | None:
         """The version of this number."""
-        return next((v for v in self.versions if v.version == version), None)
+        for each in self.versions:
+            if each.version == version:
+                return each
+        return None
 
     @property
     def latest_version(self) -> VersionRecord | None:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import attrs
@@ -53,6 +54,7 @@ _DEFAULTS = ArtifactConfig()
 _Key = tuple[str, int]
 
 
+@lru_cache(maxsize=1024)  # a node is asked for the same few, over and over
 def parse_function(function: str) -> tuple[str, int | None, str]:
     """``artifact[@version][:entry]`` → name, version (``None``: the latest), entry.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from operator import attrgetter
 from pathlib import Path
 
 import attrs
@@ -60,6 +61,7 @@ _LONGEST_FIELD = 1024
 _SHORT_FIELDS = (
     "function", "content_type", "trace", "caller", "idempotency_key", "parent_task_id",
 )  # fmt: skip
+_short_fields = attrgetter(*_SHORT_FIELDS)
 _MOST_CONTEXT = 8192
 _LONGEST_TIMEOUT_S = 1e9
 _MOST_BYTES = 1 << 62
@@ -212,16 +214,20 @@ class LocalNode(NodeApi):
                 f"the input has {len(request.payload)} bytes; {most} are allowed "
                 "(execution.max_input_bytes)"
             )
-        for field in _SHORT_FIELDS:
-            if (length := len(getattr(request, field))) > _LONGEST_FIELD:
-                raise InvalidRequestError(
-                    f"{field} has {length} characters; at most {_LONGEST_FIELD} are allowed"
-                )
+        if max(map(len, _short_fields(request))) > _LONGEST_FIELD:
+            self._refuse_long_field(request)
         if request.context:
             length = sum(len(key) + len(value) for key, value in request.context.items())
             if length > _MOST_CONTEXT:
                 raise InvalidRequestError(
                     f"context has {length} characters in all; at most {_MOST_CONTEXT} are allowed"
+                )
+
+    def _refuse_long_field(self, request: InvokeRequest) -> None:
+        for name, text in zip(_SHORT_FIELDS, _short_fields(request), strict=True):
+            if len(text) > _LONGEST_FIELD:
+                raise InvalidRequestError(
+                    f"{name} has {len(text)} characters; at most {_LONGEST_FIELD} are allowed"
                 )
 
     def _timeout_s(self, request: InvokeRequest, artifact: Artifact) -> float:

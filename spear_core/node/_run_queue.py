@@ -67,7 +67,7 @@ class RunQueue:
         self._free_millicores = capacity.millicores
         self._free_memory = capacity.memory_bytes
         self._clock = clock
-        self._admission = Admission(config)
+        self._admission = Admission(config, clock)
         self._lines: dict[tuple[str, int], Line] = {}
         self._numbers = itertools.count(1)
         self._stamps = itertools.count(1)
@@ -119,16 +119,17 @@ class RunQueue:
         line = self._line(artifact)
         if line.needs is not None:
             self.capacity.check_room_for(line.needs, artifact.ref)
-        entered = self._admission.enter(line, caller, self._clock())
+        entered = self._admission.enter(line, caller)
         return Turn(line, entered, priority, next(self._numbers))
 
     def done(self, turn: Turn) -> None:
         """Give everything back; twice is fine."""
         if turn.state is not TurnState.DONE:
-            self.release(turn)
+            now = self._clock()
+            self._release(turn, now)
             turn.state = TurnState.DONE
             turn.waker = turn.wake = None
-            self._admission.leave(turn.line, turn.caller, self._clock())
+            self._admission.leave(turn.line, turn.caller, now)
 
     def _line(self, artifact: Artifact) -> Line:
         key = (artifact.name, artifact.version)
@@ -174,7 +175,7 @@ class RunQueue:
     def leave(self, turn: Turn) -> None:
         """Give the slot to others for a while; the turn keeps its instance, and goes before those
         who never ran when it comes back."""
-        self._give_back(turn)
+        self._give_back(turn, self._clock())
         turn.state = TurnState.AWAY
         self._dispatch()
 
@@ -194,12 +195,15 @@ class RunQueue:
 
     def release(self, turn: Turn) -> None:
         """Hold nothing and wait for nothing; the place stays."""
+        self._release(turn, self._clock())
+
+    def _release(self, turn: Turn, now: float) -> None:
         state = turn.state
         if state is TurnState.IDLE:
             return
         line = turn.line
         if state is TurnState.HELD:
-            self._give_back(turn)
+            self._give_back(turn, now)
             line.in_flight -= 1
         elif state is TurnState.QUEUED or state is TurnState.ASIDE:
             line.waiting -= 1
@@ -395,15 +399,15 @@ class RunQueue:
         if (needs := line.needs) is not None:
             self._free_millicores -= needs.millicores
             self._free_memory -= needs.memory_bytes
-        if not line.waiting:
-            line.virtual = max(line.virtual, self._virtual)
-        self._virtual = max(self._virtual, line.virtual)
+        if line.virtual > self._virtual:
+            self._virtual = line.virtual
+        elif not line.waiting:
+            line.virtual = self._virtual
         turn.charged = max(_LEAST_COST_S, line.typical_s)
         self._charge(line, turn.charged)
 
-    def _give_back(self, turn: Turn) -> None:
+    def _give_back(self, turn: Turn, now: float) -> None:
         line, caller = turn.line, turn.caller
-        now = self._clock()
         held = now - turn.since
         self.running -= 1
         line.active -= 1

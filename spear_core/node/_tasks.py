@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -32,6 +31,7 @@ from spear_core.errors import (
     TaskNotFoundError,
 )
 from spear_core.node._task_log import TaskLog, TaskLogDirectory
+from spear_core.node._tokens import TokenSource
 from spear_core.node._tracing import TaskTracing
 from spear_core.node._turns import Turn
 
@@ -47,10 +47,6 @@ _NEXT: dict[TaskState, frozenset[TaskState]] = {
     # From retrying to retrying: an attempt failed before its guest began.
     TaskState.RETRYING: frozenset({TaskState.RUNNING, TaskState.RETRYING, *_UNANSWERED}),
 }
-
-
-async def _execute(instance: Instance, request: ExecutionRequest) -> ExecutionResponse:
-    return await instance.execute(request)
 
 
 @attrs.define(eq=False)
@@ -102,8 +98,9 @@ class Task:
     """Under which caller and idempotency key it is remembered."""
     digest: bytes = b""
     """Of what was asked for under that key."""
-    work: Work = _execute
-    """A stream puts its own here, between :meth:`TaskTable.add` and the start."""
+    work: Work | None = None
+    """A stream puts its own here, between :meth:`TaskTable.add` and the start; ``None``: to
+    execute."""
     tracing: TaskTracing | None = None
     children: dict[str, Task] | None = None
     """Unfinished ones that end with this one; ``None``: it never had any."""
@@ -114,11 +111,19 @@ class Task:
         """``artifact@version[:entry]``."""
         return f"{self.artifact.ref}:{self.entry}" if self.entry else self.artifact.ref
 
-    async def execute(self, instance: Instance, request: ExecutionRequest) -> ExecutionResponse:
+    def execute(
+        self, instance: Instance, request: ExecutionRequest
+    ) -> Awaitable[ExecutionResponse]:
         """Do the task's work on an instance, and trace it where that is wanted."""
-        if self.tracing is None:
-            return await self.work(instance, request)
-        return await self.tracing.execute(self, instance, request)
+        if self.tracing is not None:
+            return self.tracing.execute(self, instance, request)
+        return self.do_work(instance, request)
+
+    def do_work(
+        self, instance: Instance, request: ExecutionRequest
+    ) -> Awaitable[ExecutionResponse]:
+        """The same, and nobody traces it."""
+        return instance.execute(request) if self.work is None else self.work(instance, request)
 
     def move(self, state: TaskState) -> None:
         """Change the state; an illegal change is a bug of ours and raises ``AssertionError``."""
@@ -200,6 +205,7 @@ class TaskTable:
         self, logs: TaskLogDirectory, *, keep_finished: int, keep_finished_bytes: int
     ) -> None:
         self._logs = logs
+        self._tokens = TokenSource()
         self._keep = keep_finished
         self._keep_bytes = keep_finished_bytes
         self._tasks: dict[str, Task] = {}
@@ -217,7 +223,7 @@ class TaskTable:
         :param entry: what the request's function names, or the artifact's default.
         :param deadline: on trio's clock.
         """
-        token = secrets.token_hex(8)
+        token = self._tokens.next()
         task_id = f"t-{token}"
         task = Task(
             id=task_id,
@@ -349,6 +355,7 @@ class TaskTable:
         Its unfinished children are cancelled.
         """
         task.log.close()
+        task.scope = None
         parent = self._tasks.get(task.parent_task_id)
         if parent is not None and parent.children:
             parent.children.pop(task.id, None)

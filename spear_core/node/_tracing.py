@@ -143,7 +143,7 @@ class TaskTracing:
             task.trace = span.traceparent
             request = attrs.evolve(request, trace=span.traceparent)
         try:
-            response = await task.work(instance, request)
+            response = await task.do_work(instance, request)
             error = _without_text(response.error)
             if (cpu := response.usage.cpu_seconds) is not None:
                 told["spear.cpu_seconds"] = cpu
