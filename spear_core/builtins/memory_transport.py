@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cached_property
 
 import attrs
 import trio
@@ -40,12 +41,21 @@ class MemoryChannel(LocalChannel):
 
     def __init__(self) -> None:
         self._inbox: deque[Message] = deque()
-        self._arrived = trio.lowlevel.ParkingLot()
-        self._room = trio.lowlevel.ParkingLot()
         self._handler: Callable[[Message], Awaitable[Message]] | None = None
         self._closed = False
         self._receiving = False
         self._sent = self._received = self._bytes_sent = self._bytes_received = 0
+
+    # Made when somebody first sends or receives: a pair is opened for each wasm execution, and its
+    # calls go straight to the handler.
+
+    @cached_property
+    def _arrived(self) -> trio.lowlevel.ParkingLot:
+        return trio.lowlevel.ParkingLot()
+
+    @cached_property
+    def _room(self) -> trio.lowlevel.ParkingLot:
+        return trio.lowlevel.ParkingLot()
 
     def serve(self, handler: Callable[[Message], Awaitable[Message]]) -> None:
         self._handler = handler

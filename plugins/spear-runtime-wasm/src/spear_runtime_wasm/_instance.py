@@ -59,7 +59,7 @@ class WasmInstance(StreamingInstance):
         self.id = spec.id
         self._channel, self._far_end = context.channels.local_pair(spec.id)
         self._far_end.serve(self._serve)
-        self._artifact = artifact = spec.artifact
+        self._artifact = spec.artifact
         self._module = module
         self._machine = machine
         self._hostcalls = context.hostcalls
@@ -67,11 +67,9 @@ class WasmInstance(StreamingInstance):
         self._limits = limits
         self._max_output = max_output
         self._max_input = context.spearlet_config.execution.max_input_bytes
-        self._args = tuple(text.encode() for text in (artifact.filename, *artifact.args))
-        self._environment = {**artifact.env, **spec.secrets}
-        self._env = tuple(
-            (name.encode(), text.encode()) for name, text in self._environment.items()
-        )
+        self._environment = spec.artifact.env
+        if spec.secrets:
+            self._environment = {**self._environment, **spec.secrets}
         self._guest: Guest | None = None
         """What the next execution may reuse, if it is of the same kind."""
         self._guest_streams = False
@@ -239,7 +237,11 @@ class WasmInstance(StreamingInstance):
         run = self._machine.driver.run
         if self._entry is None:
             if self._module.uses_wasi:
-                guest.set_wasi(self._args, self._env)
+                artifact, environment = self._artifact, self._environment
+                guest.set_wasi(
+                    tuple(text.encode() for text in (artifact.filename, *artifact.args)),
+                    tuple((name.encode(), text.encode()) for name, text in environment.items()),
+                )
             streams = execution.stream is not None
             guest.begin_instantiate(self._module.stream_pre if streams else self._module.pre)
             await run(guest, execution)
