@@ -86,7 +86,9 @@ class Channels(ChannelFactory):
             listener.bind(str(self.folder / f"{instance_id.instance_id}.sock"))
             listener.listen()
             listener.setblocking(False)
-            yield Offer(listener)
+            offer = Offer(listener)
+            offer.instance_id = instance_id
+            yield offer
 
     def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:
         raise NotImplementedError

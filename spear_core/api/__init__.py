@@ -85,7 +85,13 @@ from spear_core.api._node import (
     TaskResult,
     TaskState,
 )
-from spear_core.api._plugin import ChannelFactory, ChannelOffer, Hostcalls, PluginContext
+from spear_core.api._plugin import (
+    ChannelConfig,
+    ChannelFactory,
+    ChannelOffer,
+    Hostcalls,
+    PluginContext,
+)
 from spear_core.api._runtime import (
     Capability,
     Fingerprint,
@@ -132,6 +138,7 @@ __all__ = [
     "ArtifactUpload",
     "Capability",
     "Channel",
+    "ChannelConfig",
     "ChannelFactory",
     "ChannelListener",
     "ChannelOffer",

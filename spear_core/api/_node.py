@@ -253,6 +253,8 @@ class LogEntry:
     """``guest``, ``stdout``, ``stderr`` or ``node``."""
     message: str
     execution_id: str
+    trace_id: str = ""
+    """Of the execution's trace, 32 hex digits; empty without one."""
 
 
 @attrs.frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from spear_core.api._config import SpearletConfig
+from spear_core.errors import UnsupportedTransportError
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from spear_core.api._channel import Channel, LocalChannel
     from spear_core.api._runtime import RuntimeInstanceId
 
-__all__ = ["ChannelFactory", "ChannelOffer", "Hostcalls", "PluginContext"]
+__all__ = ["ChannelConfig", "ChannelFactory", "ChannelOffer", "Hostcalls", "PluginContext"]
 
 
 class Hostcalls(ABC):
@@ -51,6 +53,8 @@ class Hostcalls(ABC):
 class ChannelOffer(ABC):
     """A place where one instance, and only it, can connect."""
 
+    instance_id: RuntimeInstanceId
+
     address: str
     """For the instance's environment: ``unix:///…/x.sock`` or ``tcp://127.0.0.1:port``."""
     transport: str
@@ -66,6 +70,14 @@ class ChannelOffer(ABC):
         """
 
 
+@attrs.frozen(kw_only=True)
+class ChannelConfig:
+    """How one channel is made."""
+
+    transports: tuple[str, ...] = ()
+    """Only these are tried, in this order; empty: as the runtime's strategy says."""
+
+
 class ChannelFactory(ABC):
     """Makes the channel of an instance."""
 
@@ -78,6 +90,37 @@ class ChannelFactory(ABC):
         **Raises** :exc:`~spear_core.errors.ChannelCreationError`, which lists every transport
         tried. The address is gone when the block ends; an accepted channel lives on.
         """
+
+    def create_channel(
+        self, runtime_type: str, config: ChannelConfig | None = None
+    ) -> AbstractAsyncContextManager[ChannelOffer]:
+        """Make a channel for an instance of that runtime which has no id yet.
+
+        It gets one of its own, :attr:`ChannelOffer.instance_id`, so even two channels made by the
+        same call lead to two instances. All else is as for :meth:`create_channel_for_instance`.
+        """
+        from spear_core.api._runtime import RuntimeInstanceId  # which imports this module
+
+        name = uuid.uuid4().hex
+        return self.create_channel_for_instance(
+            RuntimeInstanceId(runtime_type=runtime_type, instance_id=name), config
+        )
+
+    def create_channel_for_instance(
+        self, instance_id: RuntimeInstanceId, config: ChannelConfig | None = None
+    ) -> AbstractAsyncContextManager[ChannelOffer]:
+        """Make the channel of this instance: an address and a secret for it alone.
+
+        :param config: ``None``: as :meth:`open_offer` does. A factory that cannot be steered
+            takes nothing else.
+
+        **Raises** what :meth:`open_offer` raises, and
+        :exc:`~spear_core.errors.UnsupportedTransportError` for a ``config`` that cannot be had.
+        """
+        if config is not None and config.transports:
+            names = ", ".join(config.transports)
+            raise UnsupportedTransportError(f"the transport cannot be chosen here: {names}")
+        return self.open_offer(instance_id)
 
     @abstractmethod
     def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from logging import Logger
 
 import trio
 
 from spear_core.api import (
     Channel,
+    ChannelConfig,
     ChannelFactory,
     ChannelListener,
     ChannelOffer,
@@ -48,7 +49,7 @@ class _Offer(ChannelOffer):
         self.address = listener.address
         self.secret = secrets.token_bytes(32)
         self._listener = listener
-        self._instance_id = instance_id
+        self.instance_id = instance_id
         self._node_id = node_id
         self._log = log
 
@@ -59,15 +60,15 @@ class _Offer(ChannelOffer):
                 with trio.fail_after(_HANDSHAKE_S):
                     await welcome(channel, self._verify)
             except (SpearError, trio.TooSlowError) as error:
-                self._log.warning("a peer of %s was turned away: %r", self._instance_id, error)
+                self._log.warning("a peer of %s was turned away: %r", self.instance_id, error)
             else:
                 return channel
 
     def _verify(self, hello: dict[str, object]) -> dict[str, object]:
         secret = hello.get("secret")
         if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self.secret):
-            raise ChannelAuthError(f"the secret is not the one made for {self._instance_id}")
-        if hello.get("instance") != self._instance_id.instance_id:
+            raise ChannelAuthError(f"the secret is not the one made for {self.instance_id}")
+        if hello.get("instance") != self.instance_id.instance_id:
             raise ChannelAuthError(f"the peer says it is {hello.get('instance')!r}")
         return {"node": self._node_id}
 
@@ -93,10 +94,12 @@ class NodeChannels(ChannelFactory):
         return offered
 
     @asynccontextmanager
-    async def open_offer(self, instance_id: RuntimeInstanceId) -> AsyncIterator[ChannelOffer]:
+    async def _open(
+        self, instance_id: RuntimeInstanceId, transports: Sequence[str]
+    ) -> AsyncIterator[ChannelOffer]:
         failures: list[tuple[str, str]] = []
         async with AsyncExitStack() as stack:
-            for name in self._strategy(instance_id.runtime_type):
+            for name in transports:
                 try:
                     transport = await self._services.transport(name)
                     address = transport.new_address(instance_id.instance_id)
@@ -107,6 +110,18 @@ class NodeChannels(ChannelFactory):
                 yield _Offer(name, listener, instance_id, self._node_id, self._log)
                 return
         raise _no_channel(instance_id, failures)
+
+    def open_offer(
+        self, instance_id: RuntimeInstanceId
+    ) -> AbstractAsyncContextManager[ChannelOffer]:
+        return self._open(instance_id, self._strategy(instance_id.runtime_type))
+
+    def create_channel_for_instance(
+        self, instance_id: RuntimeInstanceId, config: ChannelConfig | None = None
+    ) -> AbstractAsyncContextManager[ChannelOffer]:
+        if config is None or not config.transports:
+            return self.open_offer(instance_id)
+        return self._open(instance_id, config.transports)
 
     def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:
         return local_pair()

@@ -43,7 +43,7 @@ class TaskLog:
     ) -> None:
         """Add one entry, or count it as dropped.
 
-        :param trace_id: for who reads the file; 32 hex digits, or empty.
+        :param trace_id: 32 hex digits, or empty.
         """
         if self._closed:
             return
@@ -54,14 +54,17 @@ class TaskLog:
             source=source,
             message=message.removesuffix("\n"),
             execution_id=execution_id,
+            trace_id=trace_id,
         )
         try:
             line = _encoder.encode(entry) + b"\n"
         except UnicodeEncodeError:  # a guest's text may hold what is no character
             text = entry.message.encode("utf-8", "replace").decode()
             line = _encoder.encode(attrs.evolve(entry, message=text)) + b"\n"
-        if trace_id:
-            line = b'%s,"trace_id":"%s"}\n' % (line[:-2], trace_id.encode())
+        if not trace_id:
+            # Most logs have none, and every byte counts against their limit. Within a message the
+            # quotes would have backslashes.
+            line = line.replace(b',"trace_id":""', b"", 1)
         if self._size + len(line) > self._max_bytes:
             self._drop(f"the task's log may have {self._max_bytes} bytes (logs.max_task_log_bytes)")
             return

@@ -94,7 +94,7 @@ class _Offer(ChannelOffer):
         self.address = listener.address
         self.secret = secrets.token_bytes(32)
         self._listener = listener
-        self._instance = instance
+        self.instance_id = instance
 
     async def accept(self) -> Channel:
         from spear_core.rpc import welcome
@@ -115,7 +115,7 @@ class _Offer(ChannelOffer):
     def _verify(self, hello: dict[str, Any]) -> dict[str, Any]:
         secret = hello.get("secret")
         if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self.secret):
-            raise ChannelAuthError(f"wrong secret for {self._instance}")
+            raise ChannelAuthError(f"wrong secret for {self.instance_id}")
         return {"node": "test-node"}
 
 

@@ -108,7 +108,9 @@ class SocketChannels(ChannelFactory):
                 address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
             listener.listen()
             listener.setblocking(False)
-            yield SocketOffer(listener, address, self.transport)
+            offer = SocketOffer(listener, address, self.transport)
+            offer.instance_id = instance_id
+            yield offer
 
     def local_pair(self, instance_id: RuntimeInstanceId) -> tuple[LocalChannel, LocalChannel]:
         raise NotImplementedError

@@ -13,6 +13,7 @@ import trio
 
 from spear_core.api import (
     Channel,
+    ChannelConfig,
     ChannelListener,
     Message,
     MessageKind,
@@ -164,3 +165,78 @@ async def test_a_peer_that_says_nothing_does_not_block_the_instance(
             nursery.start_soon(come_later)
             await offer.accept()
         assert trio.current_time() < 10
+
+
+async def test_a_channel_for_a_runtime_alone_is_one_for_a_new_instance(
+    make_channels: Any, services: TwoTransports
+) -> None:
+    channels = make_channels("broken", "memory")
+    async with (
+        channels.create_channel("steered", None) as one,
+        channels.create_channel("steered") as other,
+    ):
+        assert one.transport == other.transport == "memory"
+        assert one.instance_id.runtime_type == "steered"
+        assert one.instance_id != other.instance_id
+        assert one.address != other.address
+        assert one.secret != other.secret
+
+
+async def test_a_channel_for_an_instance_is_as_its_runtime_wants_it(make_channels: Any) -> None:
+    async with make_channels("memory").create_channel_for_instance(ME) as offer:
+        assert (offer.instance_id, offer.transport) == (ME, "memory")
+
+
+async def test_a_config_names_the_transports_to_try(make_channels: Any) -> None:
+    channels = make_channels("memory")
+    config = ChannelConfig(transports=("absent", "broken"))
+    with pytest.raises(ChannelCreationError) as failed:
+        async with channels.create_channel_for_instance(ME, config):
+            pass
+    assert [name for name, _ in failed.value.failures] == ["absent", "broken"]
+    async with channels.create_channel("steered", ChannelConfig()) as offer:
+        assert offer.transport == "memory"
+
+
+async def test_an_instance_cannot_take_the_channel_of_another(
+    make_channels: Any, services: TwoTransports
+) -> None:
+    channels = make_channels("memory")
+    async with (
+        channels.create_channel("steered") as mine,
+        channels.create_channel("steered") as other,
+    ):
+        own = {"instance": other.instance_id.instance_id, "secret": other.secret}
+        posing = {**own, "instance": mine.instance_id.instance_id}
+
+        async def knock() -> None:
+            for wrong in (own, posing):
+                with pytest.raises(ChannelAuthError):
+                    await hello(await services.memory.connect(mine.address), wrong)
+            right = {"instance": mine.instance_id.instance_id, "secret": mine.secret}
+            mine_channel = await services.memory.connect(mine.address)
+            await hello(mine_channel, right)
+            other_channel = await services.memory.connect(other.address)
+            await hello(other_channel, own)
+            await mine_channel.send(Message(MessageKind.PING, payload=b"mine"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(knock)
+            channel = await mine.accept()
+            others = await other.accept()
+        assert (await channel.receive()).payload == b"mine"
+        # Statistics are each channel's own: the other instance has only said hello.
+        assert channel.statistics().messages_received == 2
+        assert others.statistics().messages_received == 1
+
+
+INSTALLED = {"process": ["unix", "tcp"], "wasm": ["memory"]}
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_the_strategies_of_our_runtimes(runtime: str, log: logging.Logger) -> None:
+    plugins = load_plugins()
+    if runtime not in plugins.runtimes:
+        pytest.skip(f"the runtime {runtime} is not installed")
+    channels = NodeChannels(None, plugins, node_id="n", log=log)  # type: ignore[arg-type]
+    assert channels._strategy(runtime) == INSTALLED[runtime]

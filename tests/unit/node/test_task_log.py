@@ -25,16 +25,18 @@ def messages(chunk: LogChunk) -> list[str]:
     return [entry.message for entry in chunk.entries]
 
 
-async def test_the_file_says_which_trace_an_entry_belongs_to(
+async def test_file_and_reader_know_which_trace_an_entry_belongs_to(
     directory: TaskLogDirectory, tmp_path: Path
 ) -> None:
     log = directory.open("t-1")
     log.append("e-1", "one", level="info", source="guest", trace_id="ab" * 16)
-    log.append("e-1", "two", level="info", source="guest")
+    two = 'two,"trace_id":""'
+    log.append("e-1", two, level="info", source="guest")
     lines = [json.loads(x) for x in (tmp_path / "logs" / "t-1.log").read_text().splitlines()]
     assert (lines[0]["message"], lines[0]["trace_id"]) == ("one", "ab" * 16)
     assert "trace_id" not in lines[1]
-    assert messages(await log.read(0, wait=True)) == ["one", "two"]
+    entries = (await log.read(0, wait=True)).entries
+    assert [(e.message, e.trace_id) for e in entries] == [("one", "ab" * 16), (two, "")]
 
 
 async def test_entries_come_back_in_order_and_whole(directory: TaskLogDirectory) -> None:

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x12spear/v1/log.proto\x12\x08spear.v1\"?\n\x0eReadLogRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x0c\n\x04wait\x18\x03 \x01(\x08\"3\n\x10\x46ollowLogRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\"i\n\x08LogEntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\n\n\x02ts\x18\x02 \x01(\x01\x12\r\n\x05level\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x06 \x01(\t\"Q\n\x08LogChunk\x12#\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x12.spear.v1.LogEntry\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\x32\x84\x01\n\nLogService\x12\x37\n\x07ReadLog\x12\x18.spear.v1.ReadLogRequest\x1a\x12.spear.v1.LogChunk\x12=\n\tFollowLog\x12\x1a.spear.v1.FollowLogRequest\x1a\x12.spear.v1.LogChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x12spear/v1/log.proto\x12\x08spear.v1\"?\n\x0eReadLogRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x0c\n\x04wait\x18\x03 \x01(\x08\"3\n\x10\x46ollowLogRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\"{\n\x08LogEntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\n\n\x02ts\x18\x02 \x01(\x01\x12\r\n\x05level\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x06 \x01(\t\x12\x10\n\x08trace_id\x18\x07 \x01(\t\"Q\n\x08LogChunk\x12#\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x12.spear.v1.LogEntry\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\x32\x84\x01\n\nLogService\x12\x37\n\x07ReadLog\x12\x18.spear.v1.ReadLogRequest\x1a\x12.spear.v1.LogChunk\x12=\n\tFollowLog\x12\x1a.spear.v1.FollowLogRequest\x1a\x12.spear.v1.LogChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -26,9 +26,9 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_FOLLOWLOGREQUEST']._serialized_start=97
   _globals['_FOLLOWLOGREQUEST']._serialized_end=148
   _globals['_LOGENTRY']._serialized_start=150
-  _globals['_LOGENTRY']._serialized_end=255
-  _globals['_LOGCHUNK']._serialized_start=257
-  _globals['_LOGCHUNK']._serialized_end=338
-  _globals['_LOGSERVICE']._serialized_start=341
-  _globals['_LOGSERVICE']._serialized_end=473
+  _globals['_LOGENTRY']._serialized_end=273
+  _globals['_LOGCHUNK']._serialized_start=275
+  _globals['_LOGCHUNK']._serialized_end=356
+  _globals['_LOGSERVICE']._serialized_start=359
+  _globals['_LOGSERVICE']._serialized_end=491
 # @@protoc_insertion_point(module_scope)

@@ -24,20 +24,22 @@ class FollowLogRequest(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., cursor: _Optional[int] = ...) -> None: ...
 
 class LogEntry(_message.Message):
-    __slots__ = ("seq", "ts", "level", "source", "message", "execution_id")
+    __slots__ = ("seq", "ts", "level", "source", "message", "execution_id", "trace_id")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     TS_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     seq: int
     ts: float
     level: str
     source: str
     message: str
     execution_id: str
-    def __init__(self, seq: _Optional[int] = ..., ts: _Optional[float] = ..., level: _Optional[str] = ..., source: _Optional[str] = ..., message: _Optional[str] = ..., execution_id: _Optional[str] = ...) -> None: ...
+    trace_id: str
+    def __init__(self, seq: _Optional[int] = ..., ts: _Optional[float] = ..., level: _Optional[str] = ..., source: _Optional[str] = ..., message: _Optional[str] = ..., execution_id: _Optional[str] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class LogChunk(_message.Message):
     __slots__ = ("entries", "cursor", "finished")
