@@ -1,0 +1,204 @@
+"""The LMDB stores beside raw LMDB and raw memory.
+
+Floors, in this run: of a get, LMDB's own with a transaction around it; of a durable put, one LMDB
+transaction with a flush for each batch of 64, which is what group commit could do at best; of
+64 MiB, a copy of it in memory. `--objects N` says how many objects the large store has (default
+1,000,000).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import lmdb
+import trio
+from _report import Report, percentile
+
+from spear_core.api import PutObject
+from spear_core.testing import make_context
+from spear_store_lmdb import LmdbObjectsConfig, _objects, open_lmdb_objects
+
+SMALL = 1024
+GETS = 20_000
+WRITERS = 64
+WRITES = 200
+LARGE = 64 << 20
+ROUNDS = 5
+
+
+def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Seconds of the quickest of some rounds."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+async def best_async(work: Callable[[], Awaitable[object]], rounds: int = ROUNDS) -> float:
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        await work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def raw_gets(folder: Path) -> float:
+    """µs for one get of a kibibyte in a transaction of its own."""
+    with lmdb.open(str(folder), map_size=1 << 30, max_dbs=1, sync=False) as env:
+        db = env.open_db(b"values")
+        with env.begin(write=True, db=db) as txn:
+            for number in range(1000):
+                txn.put(b"k/%06d" % number, os.urandom(SMALL))
+
+        def work() -> None:
+            for number in range(GETS):
+                with env.begin(db=db) as txn:
+                    txn.get(b"k/%06d" % (number * 7919 % 1000))
+
+        return best(work) / GETS * 1e6
+
+
+def raw_puts(folder: Path) -> float:
+    """Durable puts of a kibibyte per second, 64 to a transaction."""
+    with lmdb.open(str(folder), map_size=1 << 30) as env:
+        value = os.urandom(SMALL)
+
+        def work() -> None:
+            for _ in range(WRITES):
+                with env.begin(write=True) as txn:
+                    for writer in range(WRITERS):
+                        txn.put(b"k/%06d" % writer, value)
+
+        return WRITERS * WRITES / best(work, 3)
+
+
+async def gets(report: Report, folder: Path) -> None:
+    floor = raw_gets(folder / "raw gets")
+    async with open_lmdb_objects(make_context(folder / "gets"), LmdbObjectsConfig()) as store:
+        keys = [f"k/{number:06}" for number in range(1000)]
+        for start in range(0, 1000, 100):
+            await store.transact(
+                [PutObject(key=key, value=os.urandom(SMALL)) for key in keys[start : start + 100]]
+            )
+
+        def now() -> None:
+            for number in range(GETS):
+                store.get_nowait(keys[number * 7919 % 1000])
+
+        async def waiting() -> None:
+            for number in range(GETS):
+                await store.get(keys[number * 7919 % 1000])
+
+        async def checkpoints() -> None:
+            for _ in range(GETS):
+                await trio.lowlevel.checkpoint()
+
+        value = best(now) / GETS * 1e6
+        report.row("get_nowait of 1 KiB", value, "us", floor=floor, target=f"<= {3 * floor:.2f}")
+        whole = await best_async(waiting) / GETS * 1e6
+        least = floor + await best_async(checkpoints) / GETS * 1e6
+        report.row("get of 1 KiB, with its checkpoint", whole, "us", floor=least)
+
+
+async def puts(report: Report, folder: Path) -> None:
+    floor = raw_puts(folder / "raw puts")
+    async with open_lmdb_objects(make_context(folder / "puts"), LmdbObjectsConfig()) as store:
+        assert isinstance(store, _objects.LmdbObjectStore)
+        value = os.urandom(SMALL)
+        times: list[float] = []
+
+        async def write(number: int) -> None:
+            for _ in range(WRITES):
+                started = time.perf_counter()
+                await store.put(f"k/{number:06}", value)
+                times.append(time.perf_counter() - started)
+
+        async def everybody() -> None:
+            async with trio.open_nursery() as nursery:
+                for number in range(WRITERS):
+                    nursery.start_soon(write, number)
+
+        before = store.batches
+        seconds = await best_async(everybody, 3)
+        writes = WRITERS * WRITES
+        report.row("durable puts of 1 KiB, 64 writers", writes / seconds, "/s",
+                   floor=floor, target=">= 20,000")  # fmt: skip
+        report.row("… p50", percentile(times, 50) * 1e3, "ms")
+        report.row("… p99", percentile(times, 99) * 1e3, "ms")
+        report.row("… writes in a commit", 3 * writes / (store.batches - before), "")
+
+
+async def large(report: Report, folder: Path) -> None:
+    value = os.urandom(LARGE)
+    copy = best(lambda: bytearray(value)) * 1e3
+    hashing = best(lambda: hashlib.sha256(value), 3) * 1e3
+    config = LmdbObjectsConfig(objects_durability="process")
+    async with open_lmdb_objects(make_context(folder / "large"), config) as store:
+        bare = await best_async(lambda: store.put("k", value, hashed=False)) * 1e3
+        report.row("put of 64 MiB, no hash, process durability", bare, "ms",
+                   floor=copy, target=f"<= {1.3 * copy:.1f}")  # fmt: skip
+        hashed = await best_async(lambda: store.put("k", value), 3) * 1e3
+        report.row("put of 64 MiB, hashed, process durability", hashed, "ms",
+                   floor=copy + hashing, target=f"<= {1.3 * copy + hashing:.1f}")  # fmt: skip
+
+        async def view() -> None:
+            async with store.open("k") as found:
+                assert found.data[-1] == value[-1]
+
+        report.row("64 MiB to a usable view", await best_async(view, 20) * 1e3, "ms",
+                   target="<= 1")  # fmt: skip
+    async with open_lmdb_objects(make_context(folder / "l"), LmdbObjectsConfig()) as store:
+        durable = await best_async(lambda: store.put("k", value, hashed=False), 3) * 1e3
+        report.row("put of 64 MiB, no hash, on the disk itself", durable, "ms", floor=copy)
+
+
+async def many(report: Report, folder: Path, count: int) -> None:
+    context = make_context(folder / "many")
+    config = LmdbObjectsConfig(objects_durability="process")
+    async with open_lmdb_objects(context, config) as store:
+        for start in range(0, count, 128):
+            await store.transact(
+                [
+                    PutObject(key=f"p{number // 1000:05}/{number:08}", value=b"x" * 100)
+                    for number in range(start, min(start + 128, count))
+                ]
+            )
+    started = time.perf_counter()
+    async with open_lmdb_objects(context, config) as store:
+        report.row(f"open with {count:,} objects", time.perf_counter() - started, "s",
+                   target="<= 1")  # fmt: skip
+
+        async def listing() -> None:
+            page = await store.list(f"p{count // 2000:05}/", limit=1000)
+            assert len(page.objects) == 1000
+
+        report.row("list of 1,000 of them by prefix", await best_async(listing) * 1e3, "ms",
+                   target="<= 10")  # fmt: skip
+
+
+async def main(count: int) -> None:
+    with (
+        Report("LMDB stores") as report,
+        tempfile.TemporaryDirectory(prefix="spear-bench-") as name,
+    ):
+        folder = Path(name)
+        await gets(report, folder)
+        await puts(report, folder)
+        await large(report, folder)
+        await many(report, folder, count)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--objects", type=int, default=1_000_000)
+    trio.run(main, parser.parse_args().objects)
