@@ -109,7 +109,8 @@ def test_deleting_artifacts(spear: Any, node: Any) -> None:
 def test_instances(spear: Any, node: Any) -> None:
     line = spear("instances").text.splitlines()[1]
     assert line.split() == [
-        *("i-1", "echo@1", "process", "ready", "2d", "7", "-", "250", "ms", "3.0", "MiB")
+        *("i-1", "echo@1", "process", "ready", "2d", "0/1", "-", "7", "-"),
+        *("250", "ms", "3.0", "MiB"),
     ]
     (shown,) = json.loads(spear("instances", "--json").out)
     assert (shown["state"], shown["pid"]) == ("ready", None)
