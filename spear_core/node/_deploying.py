@@ -131,7 +131,7 @@ class Deployer:
 
     def list(self) -> Sequence[ArtifactInfo]:
         """See :meth:`NodeApi.list_artifacts`."""
-        live = self._executor.instances_of
+        live = self._executor.deployments.instances_of
         return [
             attrs.evolve(info, in_use=info.in_use + live(info.name, info.version))
             if info.state is not ArtifactState.PREPARING
@@ -143,7 +143,7 @@ class Deployer:
         """See :meth:`NodeApi.get_artifact`."""
         details = self._artifacts.details(ref)
         info = details.info
-        live = self._executor.instances_of(info.name, info.version)
+        live = self._executor.deployments.instances_of(info.name, info.version)
         return attrs.evolve(details, info=attrs.evolve(info, in_use=info.in_use + live))
 
     async def set_latest(self, name: str, version: int) -> ArtifactInfo:
@@ -176,7 +176,7 @@ class Deployer:
 
     def keep_warm(self) -> None:
         """Have ``min_instances`` kept of what callers mean by the names alone."""
-        self._executor.keep_warm(self._artifacts.latest())
+        self._executor.deployments.keep_warm(self._artifacts.latest())
 
     async def _tidy(self, name: str) -> None:
         """Let a runtime forget what it keeps for artifacts that are no more."""

@@ -22,7 +22,7 @@ class TaskCalls(FunctionCalls):
         self._executor = executor
 
     async def invoke(self, request: InvokeRequest) -> TaskInfo:
-        async with self._executor.paused(self._task):
+        async with self._executor.slots.paused(self._task):
             if not request.detached:
                 return (await self._node.invoke(self._ours(request, ExecutionMode.SYNC))).task
             started = await self._start(request)
@@ -36,7 +36,7 @@ class TaskCalls(FunctionCalls):
 
     async def wait(self, task_id: str) -> TaskInfo:
         child = self._child(task_id)
-        async with self._executor.paused(self._task):
+        async with self._executor.slots.paused(self._task):
             return await self._node.get_task(child.id, wait=True)
 
     async def cancel(self, task_id: str, *, reason: str = "") -> TaskInfo:

@@ -299,7 +299,7 @@ class LocalNode(NodeApi):
         return await self._deployer.delete(name, version)
 
     async def list_instances(self) -> Sequence[InstanceInfo]:
-        return self._executor.instances()
+        return self._executor.deployments.instances()
 
     async def list_plugins(self) -> Sequence[PluginInfo]:
         health = {info.name: info.health for info in await self.runtimes(only_open=False)}
@@ -349,7 +349,7 @@ class LocalNode(NodeApi):
             state_dir=str(self._identity.state_dir),
             running=self._executor.slots.running,
             queued=self._executor.slots.queued,
-            instances=self._executor.instance_count(),
+            instances=self._executor.deployments.instance_count(),
             total_executions=metrics.total_executions,
             successful_executions=metrics.successful_executions,
             failed_executions=metrics.failed_executions,
@@ -366,7 +366,7 @@ class LocalNode(NodeApi):
         await trio.lowlevel.checkpoint()
         return node_metrics(
             self._executor.recorder,
-            self._executor.instances(),
+            self._executor.deployments.instances(),
             node_id=self._identity.node_id,
             started_at=self._identity.started_at,
         )

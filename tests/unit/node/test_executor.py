@@ -369,7 +369,8 @@ async def test_a_task_that_has_its_instance_goes_before_those_that_never_ran(
         second.cancel("test")
         await second.wait_final()
         assert second.state is TaskState.CANCELLED
-        assert pooled.executor.instances_of("f", 1) == 2  # its instance is as good as ever
+        # Its instance is as good as ever.
+        assert pooled.executor.deployments.instances_of("f", 1) == 2
         assert pooled.executor.slots.running == 1
         await first.wait_final()
         assert order == [b"a", b"first"]

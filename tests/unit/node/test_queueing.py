@@ -407,7 +407,7 @@ async def test_calls_that_overlap_take_the_slot_again_once(
 
         async def pause(begin: float, seconds: float) -> None:
             await trio.sleep(begin)
-            async with executor.paused(task):
+            async with executor.slots.paused(task):
                 await trio.sleep(seconds)
             assert executor.slots.holds(task.turn)
 
