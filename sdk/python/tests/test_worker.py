@@ -304,6 +304,28 @@ def test_an_exception_is_reported_and_its_traceback_logged(node: Any) -> None:
     assert node.output(payload=b"still works") == b"still works"
 
 
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_only_the_functions_own_frames_are_reported(
+    start_node: Any, kind: str, concurrency: str
+) -> None:
+    node = start_node(f"{kind} main():\n    return {{}}['x']\n", SPEAR_CONCURRENCY=concurrency)
+    assert node.failure()["details"]["where"] == "agent.py:2 in main"
+    ((_, _, text),) = node.logs
+    places = [line for line in text.splitlines() if line.startswith("  File ")]
+    assert places == ['  File "agent.py", line 2, in main']
+
+
+def test_an_error_that_is_passed_on_keeps_one_name_in_front(start_node: Any) -> None:
+    error = start_node("""
+        from spear_sdk import HostcallError
+
+        def main():
+            raise HostcallError("HostcallError: ValueError: no such city")
+    """).failure()
+    assert error["message"] == "HostcallError: ValueError: no such city"
+
+
 def test_a_deliberate_failure_keeps_its_code(node: Any) -> None:
     error = node.failure("refuse")
     assert error == {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["error_of", "shortened", "traceback_of"]
 
 _SDK = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_MACHINERY = ("asyncio", "trio", "outcome")
+_MACHINERY = ("asyncio", "concurrent.futures", "trio", "outcome")
 _MAX_MESSAGE = 16 * 1024
 _MAX_DETAIL, _MAX_DETAILS = 2048, 16
 _MAX_INNER = 4
@@ -51,7 +51,10 @@ def shortened(text: object, limit: int) -> str:
 
 def _say(exc: BaseException) -> list[str]:
     """Class and message; of a group also those of what is in it."""
-    said = [f"{type(exc).__name__}: {_text_of(exc)}".removesuffix(": ")]
+    kind, text = f"{type(exc).__name__}: ", _text_of(exc)
+    # The failure of a function that was called has its class in front already; without this, a
+    # chain of calls would put one more there at each level.
+    said = [(text if text.startswith(kind) else kind + text).removesuffix(": ")]
     if isinstance(exc, BaseExceptionGroup):
         for inner in exc.exceptions[:_MAX_INNER]:
             said += _say(inner)
