@@ -84,3 +84,28 @@ def test_a_node_that_goes_away(busy: Any) -> None:
 def test_a_deadline_at_the_node(busy: Any) -> None:
     told = busy.spear("invoke", "slow", "--timeout", "300ms")
     assert (told.status, told.out) == (124, "")
+
+
+def test_config_reload_says_what_holds_now_and_what_waits(home: Any) -> None:
+    file = home.folder / "node.toml"
+    file.write_text("[execution]\nmax_concurrent_tasks = 4\n")
+    home.node("--config", str(file))
+    file.write_text("[execution]\nmax_concurrent_tasks = 2\nmax_input_bytes = 1000\n")
+    told = home.spear("config", "reload")
+    assert (told.status, told.out) == (0, "execution.max_concurrent_tasks: 4 → 2\n")
+    assert (
+        told.err == "warning: execution.max_input_bytes takes effect when the node is restarted\n"
+    )
+
+    again = json.loads(home.spear("config", "reload", "--json").out)
+    assert again == {"path": str(file), "changed": [], "restart": ["execution.max_input_bytes"]}
+
+    file.write_text("[execution]\nmax_concurrent_tasks = 0\nmax_queued = 5\n")
+    told = home.spear("config", "reload")
+    assert told.status != 0
+    assert told.out == ""
+    assert "execution.max_concurrent_tasks" in told.err
+    assert "execution.max_queued" in told.err, "every mistake is told"
+    file.write_text("[execution]\nmax_concurrent_tasks = 2\nmax_input_bytes = 1000\n")
+    unchanged = json.loads(home.spear("config", "reload", "--json").out)
+    assert unchanged["changed"] == [], "the file with mistakes changed nothing"

@@ -14,6 +14,7 @@ from spear_core.api import (
     ArtifactInfo,
     ArtifactState,
     ArtifactUpload,
+    ConfigReload,
     FrontDoorContext,
     InstanceInfo,
     InvokeRequest,
@@ -56,6 +57,10 @@ class ScriptedNode(NodeApi):
     async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
         task: TaskInfo = await self._do("get_task", task_id, wait=wait)
         return task
+
+    async def reload_config(self) -> ConfigReload:
+        answer: ConfigReload = await self._do("reload_config")
+        return answer
 
     async def list_tasks(self, *, limit: int = 100) -> Sequence[TaskInfo]:
         tasks: Sequence[TaskInfo] = await self._do("list_tasks", limit=limit)

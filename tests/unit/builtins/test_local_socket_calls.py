@@ -17,6 +17,7 @@ from spear_core.api import (
     ArtifactSettings,
     ArtifactState,
     ArtifactUpload,
+    ConfigReload,
     ErrorInfo,
     ExecutionMetrics,
     ExecutionMode,
@@ -147,7 +148,15 @@ METRICS = NodeMetrics(
     rejected=2,
     errors=(("unavailable", 3),),
 )
-ENTRY = LogEntry(seq=1, ts=1.0, level="info", source="guest", message="hi", execution_id="e1")
+ENTRY = LogEntry(
+    seq=1,
+    ts=1.0,
+    level="info",
+    source="guest",
+    message="hi",
+    execution_id="e1",
+    trace_id="ab" * 16,
+)
 INSTANCE = InstanceInfo(
     instance_id="i1",
     runtime="process",
@@ -192,6 +201,8 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
     ("list_plugins", (), {}, [PLUGIN]),
     ("status", (), {}, STATUS),
     ("metrics", (), {}, METRICS),
+    ("reload_config", (), {}, ConfigReload(path="/n.toml", changed=("a.b: 1 → 2",))),
+    ("reload_config", (), {}, ConfigReload(path="", restart=("a.b", "plugins.x.c"))),
 ]
 
 
