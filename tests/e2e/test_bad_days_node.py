@@ -49,6 +49,27 @@ def test_the_next_node_recovers_the_socket_and_what_was_deployed(home: Any) -> N
     assert node.stop() == 0
 
 
+def test_tasks_that_were_lost_with_the_node_are_told_to_be_unknown(home: Any) -> None:
+    (home.folder / "one.toml").write_text("[execution]\nmax_concurrent_tasks = 1\n")
+    node = home.node("--config", str(home.folder / "one.toml"))
+    home.deploy_functions()
+    tasks = [
+        home.spear("invoke", "bad:nap", "--input", "60", "--async").out.strip() for _ in range(2)
+    ]
+    node.running_instance()
+    assert sorted(task["state"] for task in node.listed("ps")) == ["pending", "running"]
+    node.stop(signal.SIGKILL)
+
+    node = home.node()
+    assert node.listed("ps") == []
+    for task_id in tasks:
+        told = home.spear("result", task_id)
+        assert (told.status, told.out) == (3, ""), "not found"
+        assert task_id in told.err
+        assert "no task" in told.err
+        assert "Traceback" not in told.err
+
+
 def test_sigterm_lets_running_work_finish_and_leaves_nothing(home: Any) -> None:
     (home.folder / "few.toml").write_text("[execution]\nmax_concurrent_tasks = 4\n")
     node = home.node("--config", str(home.folder / "few.toml"))
