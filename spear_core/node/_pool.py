@@ -411,8 +411,12 @@ class InstancePool:
         interval = self._config.health_check_interval_ms / 1000
         if pooled not in self._free or pooled.outstanding or not self._dispensable():
             return interval
-        left = pooled.idle_since + self._config.idle_timeout_ms / 1000 - now
-        return max(0.0, min(interval, left))
+        return max(0.0, min(interval, self._idle_left(pooled, now)))
+
+    def _idle_left(self, pooled: PooledInstance, now: float) -> float:
+        """Seconds until it has been idle for too long; asked in one way only, because rounding
+        could let another say that it has not when the time for the look has come."""
+        return pooled.idle_since + self._config.idle_timeout_ms / 1000 - now
 
     def _dispensable(self) -> bool:
         """Whether there would be enough with one less."""
@@ -436,7 +440,7 @@ class InstancePool:
         now = trio.current_time()
         surplus = self._surplus(now)
         if self._dispensable():
-            if now - pooled.idle_since >= self._config.idle_timeout_ms / 1000:
+            if self._idle_left(pooled, now) <= 0:
                 self._retire(pooled, "it was idle (pool.idle_timeout_ms)")
                 return
             if surplus:
