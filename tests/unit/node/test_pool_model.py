@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spear_core.api import (
@@ -41,17 +41,22 @@ class ModelInstance(Instance):
     def __init__(self, spec: InstanceSpec, runtime: ModelRuntime) -> None:
         self.id = spec.id
         self.dead = trio.Event()
+        self.checking = False
         self._runtime = runtime
 
     async def execute(self, request: Any) -> Any:
         raise NotImplementedError
 
     async def check_health(self) -> None:
-        if self._runtime.health == "hangs":
-            await trio.sleep_forever()
-        if self._runtime.health == "unwell":
-            raise InstanceLostError("unwell")
-        await trio.sleep(self._runtime.slow)
+        self.checking = True
+        try:
+            if self._runtime.health == "hangs":
+                await trio.sleep_forever()
+            if self._runtime.health == "unwell":
+                raise InstanceLostError("unwell")
+            await trio.sleep(self._runtime.slow)
+        finally:
+            self.checking = False
 
     async def wait_failed(self) -> str:
         await self.dead.wait()
@@ -185,6 +190,8 @@ class History:
         for client in self.having("holding"):
             assert client.held is not None
             held[client.held] = held.get(client.held, 0) + 1
+        checked = {name for name, instance in open_.items() if instance.checking}
+        assert not checked & {pooled.spec.id.instance_id for pooled in held}, "lent in a check"
         for pooled, times in held.items():
             assert pooled.outstanding == times <= concurrency
         for pooled in pool.live.values():
@@ -230,8 +237,17 @@ def config(which: int) -> PoolConfig:
     )
 
 
+COME_DURING_A_CHECK = [
+    *[("come", 0), ("give_back", 0), ("fall_ill", 3)],
+    *[("pass_time", 0)] * 4,
+    *[("take", 0), ("come", 0)],
+]
+"""With ``config(2)``; chance seldom finds it."""
+
+
 @settings(max_examples=100, deadline=None)
 @given(STEPS, st.integers(0, 100), st.sampled_from([1, 3]))
+@example(COME_DURING_A_CHECK, 2, 1)
 def test_the_pool_keeps_its_promises(
     steps: list[tuple[str, int]], first: int, concurrency: int
 ) -> None:
