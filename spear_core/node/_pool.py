@@ -379,7 +379,7 @@ class InstancePool:
         self._hold_until = now + backoff_s(self._failures)
         if self._failures and self._config.min_instances:
             self._log.warning(
-                "%s: %d instances in a row did not last; the next is kept warm in %g s",
+                "%s: its instances do not last (%d in a row); the next is kept warm in %g s",
                 self._artifact.ref,
                 self._failures,
                 backoff_s(self._failures),
