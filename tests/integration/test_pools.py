@@ -134,7 +134,7 @@ async def test_a_crash_at_every_start_is_not_tried_all_the_time(tmp_path: Path) 
         async with node(tmp_path, min_instances=1) as api:
             await api.deploy(upload("import os\nfrom spear_sdk import function\nos._exit(3)\n"))
             await trio.sleep(5)  # long enough for hundreds of attempts
-            failed = [line for line in told if "in a row did not last" in line]
+            failed = [line for line in told if "do not last (" in line]
             # At 0, 0.5, 1.5 and 3.5 s, later by the time that a start takes.
             assert 2 <= len(failed) <= 4
             assert "4 s" in failed[-1] or "2 s" in failed[-1]
