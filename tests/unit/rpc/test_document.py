@@ -33,7 +33,8 @@ def test_the_example_frame_is_one() -> None:
 def test_every_method_of_a_node_is_there() -> None:
     table = TEXT.partition("## Between client and node")[2]
     named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.M))))
-    assert named == NodeApi.__abstractmethods__
+    methods = {name for name, value in vars(NodeApi).items() if callable(value)}
+    assert named == {name for name in methods if not name.startswith("_")}
 
 
 def test_figures_are_the_codes() -> None:
