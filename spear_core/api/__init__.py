@@ -31,6 +31,7 @@ from spear_core.api._config import (
     PoolConfig,
     SecretSource,
     SpearletConfig,
+    StoreConfig,
     TaskConfig,
 )
 from spear_core.api._execution import (
@@ -224,6 +225,7 @@ __all__ = [
     "SecretSource",
     "SpanKind",
     "SpearletConfig",
+    "StoreConfig",
     "StreamingInstance",
     "TaskConfig",
     "TaskInfo",

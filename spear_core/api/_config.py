@@ -17,6 +17,7 @@ __all__ = [
     "PoolConfig",
     "SecretSource",
     "SpearletConfig",
+    "StoreConfig",
     "TaskConfig",
 ]
 
@@ -126,6 +127,16 @@ class ArtifactConfig:
 
 
 @attrs.frozen(kw_only=True)
+class StoreConfig:
+    """``[stores]``: which of the installed stores the node uses."""
+
+    metadata: str = "auto"
+    """Its name; ``auto``: the one with the highest priority."""
+    objects: str = "auto"
+    """Likewise."""
+
+
+@attrs.frozen(kw_only=True)
 class SecretSource:
     """One entry of ``[secrets]``: where the node finds the value. The value itself has no place in
     a configuration, which people print, copy and commit."""
@@ -151,5 +162,6 @@ class SpearletConfig:
     tasks: TaskConfig = TaskConfig()
     logs: LogConfig = LogConfig()
     artifacts: ArtifactConfig = ArtifactConfig()
+    stores: StoreConfig = StoreConfig()
     secrets: Mapping[str, SecretSource] = attrs.field(factory=dict)
     """``[secrets]``: by the name that artifacts use."""

@@ -68,6 +68,9 @@ class Capability(enum.Enum):
     """It installs ``Artifact.requirements`` for the code to import."""
     CONCURRENCY = "concurrency"
     """An instance may have several executions at the same time (``Artifact.concurrency``)."""
+    DURABLE = "durable"
+    """Of a store: what it acknowledged is there again when it is opened anew, also after the end
+    of its process in mid-write."""
 
 
 @attrs.frozen(kw_only=True)

@@ -25,6 +25,8 @@ _AT_START = frozenset(
         "execution.max_output_bytes",
         "execution.memory_bytes",
         "logs.max_system_log_bytes",
+        "stores.metadata",
+        "stores.objects",
     }
 )
 """Settings that something has taken once and for all when it was opened."""

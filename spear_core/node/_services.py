@@ -17,6 +17,8 @@ from spear_core.api import (
     Fingerprint,
     Health,
     Hostcalls,
+    MetadataStore,
+    ObjectStore,
     PluginContext,
     Runtime,
     RuntimeSpec,
@@ -34,6 +36,7 @@ from spear_core.errors import (
 )
 from spear_core.node._background import Background
 from spear_core.node._failures import as_spear_error
+from spear_core.node._stores import chosen_metadata_store, chosen_object_store
 from spear_core.plugins import Owned, Plugins, suggest_distribution
 
 __all__ = ["ContextMaker", "Services"]
@@ -211,6 +214,24 @@ class Services:
         transport = await self.open("transport", name, owned.plugin_name, owned.spec)
         assert isinstance(transport, Transport)
         return transport
+
+    async def object_store(self) -> ObjectStore:
+        """The node's object store. :raises ConfigError: ``stores.objects`` names one that is not
+        there. :raises StoreError: it cannot be opened."""
+        owned = chosen_object_store(self._plugins, self._settings.spearlet.stores)
+        spec = owned.spec
+        store = await self.open("object store", spec.name, owned.plugin_name, spec)
+        assert isinstance(store, ObjectStore)
+        return store
+
+    async def metadata_store(self) -> MetadataStore:
+        """The node's metadata store. :raises ConfigError: ``stores.metadata`` names one that is
+        not there. :raises StoreError: it cannot be opened."""
+        owned = chosen_metadata_store(self._plugins, self._settings.spearlet.stores)
+        spec = owned.spec
+        store = await self.open("metadata store", spec.name, owned.plugin_name, spec)
+        assert isinstance(store, MetadataStore)
+        return store
 
     def runtime_specs(self) -> Mapping[str, RuntimeSpec[Any]]:
         """Every runtime declared, by name."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from spear_core import hookimpl
 from spear_core.api import (
+    Capability,
     MetadataStore,
     MetadataStoreSpec,
     ObjectStore,
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _PRIORITY = 10
+_CAPABILITIES = frozenset({Capability.DURABLE})
 
 
 @asynccontextmanager
@@ -53,7 +55,11 @@ async def open_lmdb_metadata(
 def spear_object_stores() -> Iterable[ObjectStoreSpec[Any]]:
     """Declare the object store ``lmdb``."""
     yield ObjectStoreSpec(
-        name="lmdb", open=open_lmdb_objects, config_cls=LmdbObjectsConfig, priority=_PRIORITY
+        name="lmdb",
+        open=open_lmdb_objects,
+        config_cls=LmdbObjectsConfig,
+        priority=_PRIORITY,
+        capabilities=_CAPABILITIES,
     )
 
 
@@ -61,5 +67,9 @@ def spear_object_stores() -> Iterable[ObjectStoreSpec[Any]]:
 def spear_metadata_stores() -> Iterable[MetadataStoreSpec[Any]]:
     """Declare the metadata store ``lmdb``."""
     yield MetadataStoreSpec(
-        name="lmdb", open=open_lmdb_metadata, config_cls=LmdbMetadataConfig, priority=_PRIORITY
+        name="lmdb",
+        open=open_lmdb_metadata,
+        config_cls=LmdbMetadataConfig,
+        priority=_PRIORITY,
+        capabilities=_CAPABILITIES,
     )

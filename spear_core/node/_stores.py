@@ -1,0 +1,41 @@
+"""Which of the installed stores a node uses: the one its configuration names, else the first by
+priority."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spear_core._toml_path import nearest
+from spear_core.api import MetadataStoreSpec, ObjectStoreSpec, StoreConfig
+from spear_core.errors import ConfigError
+from spear_core.plugins import Owned, Plugins
+
+__all__ = ["AUTO", "chosen_metadata_store", "chosen_object_store"]
+
+AUTO = "auto"
+"""In place of a name: the installed store with the highest priority."""
+
+
+def chosen_metadata_store(plugins: Plugins, config: StoreConfig) -> Owned[MetadataStoreSpec[Any]]:
+    """The metadata store of a node. :raises ConfigError: the one it names is not there."""
+    return _chosen("metadata", config.metadata, plugins.metadata_stores)
+
+
+def chosen_object_store(plugins: Plugins, config: StoreConfig) -> Owned[ObjectStoreSpec[Any]]:
+    """The object store of a node. :raises ConfigError: the one it names is not there."""
+    return _chosen("objects", config.objects, plugins.object_stores)
+
+
+def _chosen(setting: str, name: str, installed: Mapping[str, Owned[Any]]) -> Owned[Any]:
+    if name == AUTO:
+        # Of equal ones the first by name: a choice that is the same at every start.
+        return min(installed.items(), key=lambda item: (-item[1].spec.priority, item[0]))[1]
+    if name in installed:
+        return installed[name]
+    problem = (
+        f"stores.{setting}: no plugin that is loaded has a store {name!r}"
+        f"{nearest(name, installed)} (there are: {', '.join(sorted(installed)) or 'none'}); "
+        f"`spear plugins` says which are not loaded, and why"
+    )
+    raise ConfigError(problem, problems=(problem,))
