@@ -39,6 +39,7 @@
     │   └── ProtocolError
     ├── StoreError
     │   ├── ObjectNotFoundError
+    │   ├── ObjectForbiddenError
     │   ├── ObjectConflictError
     │   ├── MetadataConflictError
     │   ├── CompactedError
@@ -92,6 +93,7 @@ __all__ = [
     "NodeStoppingError",
     "NodeUnreachableError",
     "ObjectConflictError",
+    "ObjectForbiddenError",
     "ObjectNotFoundError",
     "PluginError",
     "ProtocolError",
@@ -422,6 +424,12 @@ class ObjectNotFoundError(StoreError):
     """No object has this key."""
 
     code = "not_found"
+
+
+class ObjectForbiddenError(StoreError):
+    """The artifact may not touch this key; the message names what it may."""
+
+    code = "permission_denied"
 
 
 class ObjectConflictError(StoreError):

@@ -15,6 +15,7 @@ __all__ = [
     "ArtifactState",
     "IsolationLevel",
     "Limits",
+    "ObjectGrants",
     "PoolSettings",
     "Resources",
     "RetryPolicy",
@@ -120,6 +121,16 @@ class PoolSettings:
 
 
 @attrs.frozen(kw_only=True)
+class ObjectGrants:
+    """Objects beyond its own (``<artifact's name>/…``) that an artifact may touch, by the beginning
+    of their keys (``producer/frames/``); an empty text is every key."""
+
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    """Also reading, references, pins and deletion."""
+
+
+@attrs.frozen(kw_only=True)
 class ArtifactSettings:
     """What is said about an artifact when it is deployed, and stays with that version."""
 
@@ -153,6 +164,7 @@ class ArtifactSettings:
     """Python requirements (PEP 508) that the code imports."""
     dependencies: tuple[str, ...] = ()
     """Other artifacts that must be deployed here, as ``name`` or ``name@version``."""
+    objects: ObjectGrants = ObjectGrants()
 
 
 @attrs.frozen(kw_only=True)

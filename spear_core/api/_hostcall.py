@@ -11,6 +11,7 @@ import attrs
 
 from spear_core.api._node import InvokeRequest, TaskInfo
 from spear_core.api._plugin import PluginContext
+from spear_core.api._store import ObjectStore
 
 __all__ = ["FunctionCalls", "HostcallContext", "HostcallProvider", "HostcallSpec"]
 
@@ -62,6 +63,10 @@ class HostcallContext:
     """``name@version``."""
     functions: FunctionCalls | None = None
     """Other functions, called in its name; always there in a node."""
+    objects: ObjectStore | None = None
+    """The objects that it may touch, under the names it knows them by: a key that begins with
+    ``/`` is written out whole (``/producer/frame``), any other is its own (``frame`` is
+    ``<artifact's name>/frame``). References are in its task's name."""
 
 
 class HostcallProvider(ABC):
