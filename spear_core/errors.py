@@ -147,6 +147,23 @@ class SpearError(Exception):
         return str(self.args[0])
 
 
+class _TryLaterError(SpearError):
+    """Whatever stands in the way goes by itself, and it is known when."""
+
+    retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        self.retry_after = retry_after
+
+
 class ArtifactError(SpearError):
     """Something is wrong with an artifact."""
 
@@ -173,25 +190,13 @@ class ArtifactDisabledError(ArtifactError):
     """An operator has disabled this version; it takes no new tasks."""
 
 
-class CircuitOpenError(ArtifactError):
+class CircuitOpenError(_TryLaterError, ArtifactError):
     """The artifact's instances keep breaking; it is left alone for a while.
 
     :param retry_after: seconds until the next attempt is let through.
     """
 
     code = "unavailable"
-    retryable = True
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after: float | None = None,
-        code: str | None = None,
-        retryable: bool | None = None,
-    ) -> None:
-        super().__init__(message, code=code, retryable=retryable)
-        self.retry_after = retry_after
 
 
 class DependencyError(ArtifactError):
@@ -274,25 +279,13 @@ class IdempotencyConflictError(TaskError):
     code = "already_exists"
 
 
-class ResourceExhaustedError(TaskError):
+class ResourceExhaustedError(_TryLaterError, TaskError):
     """A queue or a limit is full; nothing was started.
 
     :param retry_after: seconds after which a new try makes sense, if known.
     """
 
     code = "resource_exhausted"
-    retryable = True
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after: float | None = None,
-        code: str | None = None,
-        retryable: bool | None = None,
-    ) -> None:
-        super().__init__(message, code=code, retryable=retryable)
-        self.retry_after = retry_after
 
 
 class NodeStoppingError(TaskError):
