@@ -252,6 +252,90 @@ async def test_cancel_stops_a_function_that_never_looks_up(
         assert not alive(process)
 
 
+LAST_WORDS = """
+    import os, sys, time
+    from spear_sdk import Context, function
+
+    def say_much(ctx):
+        for number in range(3000):
+            ctx.log.info(f"word {number}")
+        print("printed")
+        sys.stdout.flush()
+        sys.stderr.write("complained")
+        sys.stderr.flush()
+
+    @function
+    def cancelled(ctx: Context) -> None:
+        ctx.log.info("begun")
+        while not ctx.cancelled:
+            time.sleep(0.001)
+        say_much(ctx)
+        ctx.raise_if_cancelled()
+
+    @function
+    def exits(ctx: Context) -> None:
+        ctx.log.info("begun")
+        say_much(ctx)
+        os._exit(3)
+    """
+
+
+@pytest.fixture
+def busy_node(hostcalls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes in what workers log so slowly that a dead one's last entries still wait to be read."""
+    log = hostcalls.log
+
+    def slowly(*args: Any, **kwargs: Any) -> None:
+        time.sleep(0.0002)
+        log(*args, **kwargs)
+
+    monkeypatch.setattr(type(hostcalls), "log", lambda _, *args, **kwargs: slowly(*args, **kwargs))
+
+
+def assert_heard_out(hostcalls: Any) -> None:
+    """Everything that `say_much` says is there, what came one way in its order."""
+    said = [text for _, _, source, text in hostcalls.entries if source == "guest"]
+    assert said == ["begun", *(f"word {number}" for number in range(3000))]
+    assert hostcalls.lines("stdout") == ["printed"]
+    assert hostcalls.lines("stderr") == ["complained"]
+
+
+@pytest.mark.usefixtures("busy_node")
+@pytest.mark.parametrize("way", ["execute", "stream"])
+async def test_the_last_words_of_what_is_cancelled_are_heard(
+    way, single, place, make_request, hostcalls
+) -> None:
+    artifact = place.artifact("last_words.py", LAST_WORDS)
+    async with single(artifact, cancel_grace_ms=30_000) as instance:
+
+        async def run() -> None:
+            request = make_request(entry="cancelled", deadline_s=30)
+            if way == "execute":
+                await instance.execute(request)
+            async with instance.stream(request) as stream:
+                await stream.send_eof()
+                await stream.receive()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            with trio.fail_after(30):
+                while not hostcalls.entries:
+                    await trio.sleep(0.005)
+            nursery.cancel_scope.cancel()
+        assert_heard_out(hostcalls)
+
+
+@pytest.mark.usefixtures("busy_node")
+async def test_the_last_words_of_a_worker_that_exits_are_heard(
+    single, place, make_request, hostcalls
+) -> None:
+    artifact = place.artifact("last_words.py", LAST_WORDS)
+    async with single(artifact) as instance:
+        with trio.fail_after(30), pytest.raises(InstanceLostError, match="exit code 3"):
+            await instance.execute(make_request(entry="exits", deadline_s=30))
+        assert_heard_out(hostcalls)
+
+
 async def test_cancel_kills_what_clings(
     single, echo, make_request, hostcalls, start, use_cgroups
 ) -> None:

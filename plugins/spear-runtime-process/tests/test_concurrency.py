@@ -168,32 +168,33 @@ async def test_hostcalls_of_each(place: Any, many: Any, make_request: Any) -> No
             assert [bytes(answer.payload) for answer in answers] == [b"A", b"B"]
 
 
+@pytest.mark.parametrize("which", ["the first", "the last"])
 @pytest.mark.parametrize("entry", ["forever", "polite"])
 async def test_cancelling_one_stops_only_that_one(
-    entry: str, place: Any, many: Any, make_request: Any, hostcalls: Any
+    entry: str, which: str, place: Any, many: Any, make_request: Any, hostcalls: Any
 ) -> None:
     async with place.open(cancel_grace_ms=20_000) as runtime:
         await runtime.prepare(many)
         async with runtime.open_instance(place.spec(many)) as instance:
-            stays, goes = (of(make_request, entry) for _ in range(2))
+            requests = [of(make_request, entry) for _ in range(2)]
+            goes = requests[0 if which == "the first" else -1]
             scope = trio.CancelScope()
 
-            async def cancelled() -> None:
-                with scope:
-                    await instance.execute(goes)
+            async def run(request: Any) -> None:
+                with scope if request is goes else trio.CancelScope():
+                    await instance.execute(request)
 
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(instance.execute, stays)
-                nursery.start_soon(cancelled)
-                for request in (stays, goes):
+                for request in requests:
+                    nursery.start_soon(run, request)
                     await until_logged(hostcalls, request.execution_id, "begun")
                 pid = instance.statistics().pid
                 scope.cancel()
                 while not scope.cancelled_caught:
                     await trio.sleep(0.01)
                 if entry == "forever":  # it has ended before the cancellation came out
-                    assert ("e2", "cleaned up") in [(e[0], e[3]) for e in hostcalls.entries]
-                    assert ("e1", "cleaned up") not in [(e[0], e[3]) for e in hostcalls.entries]
+                    said = {e[0] for e in hostcalls.entries if e[3] == "cleaned up"}
+                    assert said == {goes.execution_id}
                 assert instance.fit()
                 answer = await instance.execute(of(make_request, "short", b"on"))
                 assert answer.payload == b"on"

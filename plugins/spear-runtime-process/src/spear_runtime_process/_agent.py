@@ -38,6 +38,10 @@ from spear_runtime_process._streams import Lines
 
 _TERM_SECONDS = 0.5
 _EXIT_STATUS_SECONDS = 0.5
+_SILENCE_SECONDS = 0.25
+"""The channel of a dead worker is at its end once all is read. Where a process that escaped holds a
+copy of it open, silence for so long is the end."""
+_LAST_WORDS_SECONDS = 10.0
 
 
 class AgentInstance(StreamingInstance):
@@ -62,6 +66,8 @@ class AgentInstance(StreamingInstance):
         self._executions = 0
         self._concurrency = spec.artifact.concurrency
         self._running: set[str] = set()
+        self._stopping: set[str] = set()
+        """Cancelled and not yet ended: they ask for nothing more, but may still say something."""
         self._latest = ""
         self._failed = trio.Event()
         self._reason = ""
@@ -71,9 +77,10 @@ class AgentInstance(StreamingInstance):
     def _logger(self, source: str) -> Callable[[str], None]:
         return lambda text: self._hostcalls.log(self._latest, text, source=source)
 
-    def attach(self, guest: Guest, session: Session) -> None:
+    def attach(self, guest: Guest, channel: Channel, session: Session) -> None:
         """Called once, when the worker has connected."""
         self._guest = guest
+        self._channel = channel
         self._session = session
 
     # what the worker sends
@@ -81,7 +88,7 @@ class AgentInstance(StreamingInstance):
     def on_notice(self, call: Call) -> None:
         """A log entry; anything else is not for us."""
         execution = call.args.get("execution_id")
-        if call.method == "log" and (execution == self._latest or execution in self._running):
+        if call.method == "log" and self._is_heard(execution):
             source = call.args.get("source")
             self._hostcalls.log(
                 str(execution),
@@ -89,6 +96,12 @@ class AgentInstance(StreamingInstance):
                 level=str(call.args.get("level", "info")),
                 source=source if source in ("stdout", "stderr") else "guest",
             )
+
+    def _is_heard(self, execution: object) -> bool:
+        """Whether log entries of this execution are taken."""
+        return (
+            execution == self._latest or execution in self._running or execution in self._stopping
+        )
 
     async def on_request(self, call: Call) -> Reply:
         """A hostcall, which only an execution that is running may make."""
@@ -217,7 +230,7 @@ class AgentInstance(StreamingInstance):
         """The channel broke: learn how the worker ended, and tell. Raises: InstanceLostError."""
         with trio.move_on_after(_EXIT_STATUS_SECONDS):
             ended = await self._guest.process.wait()
-            self._drain()
+            await self._hear_out()
             error = self._guest.explain(ended, self.stderr.tail)
             self.fail(error.message)
             if error.code == "resource_exhausted":
@@ -238,15 +251,32 @@ class AgentInstance(StreamingInstance):
     async def _stop(self, execution_id: str) -> None:
         """The execution was cancelled: let the worker clean up for a moment, then end it.
 
-        One that has others, too, goes on with them if this one ends by itself in time.
+        One that has others, too, goes on with them if this one ends by itself in time. What it
+        says meanwhile is in the log when this returns.
         """
-        if self._concurrency > 1 and await self._has_ended(execution_id):
-            return
-        self.fail(f"{self._name}: its execution was cancelled")
-        with trio.move_on_after(self._cancel_grace, shield=True):
-            await self.ask_to_end(self._cancel_grace)
-            await self._guest.process.wait()
-        await self._guest.end()
+        self._stopping.add(execution_id)
+        try:
+            if self._concurrency > 1 and await self._has_ended(execution_id):
+                return
+            self.fail(f"{self._name}: its execution was cancelled")
+            with trio.move_on_after(self._cancel_grace, shield=True):
+                await self.ask_to_end(self._cancel_grace)
+                await self._guest.process.wait()
+            await self._guest.end()
+            await self._hear_out()
+        finally:
+            self._stopping.discard(execution_id)
+
+    async def _hear_out(self) -> None:
+        """Take in what a worker that is dead had still sent and printed."""
+        heard = -1
+        with trio.move_on_after(_LAST_WORDS_SECONDS, shield=True):
+            while heard != (heard := self._channel.statistics().messages_received):
+                with trio.move_on_after(_SILENCE_SECONDS):
+                    await self._session.wait_closed()
+                    break
+                await trio.lowlevel.checkpoint()  # its reader has had a turn since
+        self._drain()
 
     async def _has_ended(self, execution_id: str) -> bool:
         """Whether a cancelled execution has ended within the grace; the worker says so."""
@@ -303,16 +333,17 @@ class AgentInstance(StreamingInstance):
 
     # the watch
 
-    async def watch(self, channel: Channel) -> None:
+    async def watch(self) -> None:
         """Notice the worker's end, by its pidfd, and make everything that waits for it know."""
         await self._guest.process.wait_dead()
         self._guest.kill()  # what it has started may hold its side of the channel open
+        reason = f"{self._name}: its worker is dead"
         with trio.move_on_after(_EXIT_STATUS_SECONDS):
             ended = await self._guest.process.wait()
-            self._drain()
-            if not self._failed.is_set():
-                self.fail(self._guest.explain(ended, self.stderr.tail).message)
-        await channel.aclose()
+            reason = ""
+        await self._hear_out()
+        self.fail(reason or self._guest.explain(ended, self.stderr.tail).message)
+        await self._channel.aclose()
 
 
 def _guest_spec(
@@ -414,8 +445,8 @@ async def open_agent(
                 channel, initiator=False, handler=instance.on_request, on_notice=instance.on_notice
             )
         )
-        instance.attach(guest, session)
+        instance.attach(guest, channel, session)
         nursery.start_soon(guest.watch_memory)
-        nursery.start_soon(instance.watch, channel)
+        nursery.start_soon(instance.watch)
         yield instance
         await instance.close(config.stop_grace_ms / 1000)
