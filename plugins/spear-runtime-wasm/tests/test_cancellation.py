@@ -164,3 +164,39 @@ async def test_an_instance_that_was_cancelled_leaves_nothing_behind(guests: Any)
             await instance.execute(guests.request())
         response = await instance.execute(guests.request(entry="quick"))
     assert response.status is ExecutionStatus.COMPLETED
+
+
+async def test_a_task_that_runs_guest_after_guest_lets_others_run_between_them(guests: Any) -> None:
+    """Whichever tasks take turns: between two guests of one task, everybody else runs."""
+    quick = '(module (func (export "_start")))'
+    passes = 0
+    async with guests.open(quick) as first, guests.open(quick) as second:
+        await first.execute(guests.request())
+
+        async def count() -> None:
+            nonlocal passes
+            while True:
+                passes += 1
+                await trio.lowlevel.checkpoint()
+
+        async def call(instance: Any, calls: int) -> None:
+            for number in range(calls):
+                before = passes
+                await instance.execute(guests.request())
+                assert number == 0 or passes > before
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            async with trio.open_nursery() as callers:
+                callers.start_soon(call, first, 20)
+                callers.start_soon(call, second, 30)
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_execution_in_a_cancelled_scope_does_not_begin(guests: Any) -> None:
+    async with guests.open('(module (func (export "_start")))') as instance:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await instance.execute(guests.request())
+        assert scope.cancelled_caught
+        assert instance.statistics().executions == 0

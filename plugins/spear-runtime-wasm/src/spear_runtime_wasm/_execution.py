@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spear_core.api import Artifact, ExecutionRequest, Hostcalls
@@ -39,9 +39,9 @@ class Execution:
     """The state behind the host functions of one execution. Only that guest's calls touch it."""
 
     __slots__ = (
-        "_calls", "_environment", "_hostcalls", "_partial", "artifact", "content_type",
-        "input_position", "max_output", "meter", "output", "request", "started", "started_wall",
-        "stderr_tail", "stdio_is_payload", "stream", "written",
+        "_calls", "_environment", "_hostcalls", "_partial", "_stderr_tail", "_written", "artifact",
+        "content_type", "input_position", "max_output", "meter", "output", "request", "started",
+        "started_wall", "stdio_is_payload", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -64,9 +64,10 @@ class Execution:
         self.output = bytearray()
         self.content_type: str | None = None
         self.meter = Meter(artifact.limits.cpu_seconds)
-        self.written: deque[tuple[str, str, str]] = deque(maxlen=MAX_LOG_ENTRIES)
-        self.stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL)
-        self._partial: dict[str, bytes] = {}
+        # Most executions say nothing, and need none of these.
+        self._written: deque[tuple[str, str, str]] | None = None
+        self._stderr_tail: deque[str] | None = None
+        self._partial: dict[str, bytes] | None = None
         self._calls: CallTable | None = None
 
     @property
@@ -80,12 +81,26 @@ class Execution:
             )
         return self._calls
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether something of its log may still have to go to the node."""
+        return bool(self._written or self._partial)
+
+    @property
+    def stderr_tail(self) -> Sequence[str]:
+        """The last lines of its stderr."""
+        return self._stderr_tail or ()
+
     def add_log(self, message: str, level: str, source: str = "guest") -> None:
-        self.written.append((message, level, source))
+        if self._written is None:
+            self._written = deque(maxlen=MAX_LOG_ENTRIES)
+        self._written.append((message, level, source))
         self.meter.urgent = True
 
     def add_lines(self, data: bytes, level: str, source: str) -> None:
         """Bytes of a stream; whole lines become entries, the rest waits."""
+        if self._partial is None:
+            self._partial = {}
         *lines, rest = (self._partial.get(source, b"") + data).split(b"\n")
         while len(rest) > MAX_LINE:
             lines.append(rest[:MAX_LINE])
@@ -94,13 +109,15 @@ class Execution:
         for line in lines:
             text = line.decode("utf-8", "replace")
             if source == "stderr":
-                self.stderr_tail.append(text)
+                if self._stderr_tail is None:
+                    self._stderr_tail = deque(maxlen=STDERR_TAIL)
+                self._stderr_tail.append(text)
             self.add_log(text, level, source)
 
     def end_lines(self) -> None:
         """At the end: what had no newline yet."""
         for source, level in (("stdout", "info"), ("stderr", "error")):
-            if self._partial.get(source):
+            if self._partial and self._partial.get(source):
                 self.add_lines(b"\n", level, source)
 
     def between_slices(self) -> None:
@@ -112,7 +129,7 @@ class Execution:
     def flush(self) -> None:
         """Hand the log to the node."""
         self.meter.urgent = False
-        log, written, execution_id = self._hostcalls.log, self.written, self.request.execution_id
+        log, written, execution_id = self._hostcalls.log, self._written, self.request.execution_id
         while written:
             message, level, source = written.popleft()
             log(execution_id, message, level=level, source=source)

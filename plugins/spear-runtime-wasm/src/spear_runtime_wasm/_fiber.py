@@ -36,9 +36,24 @@ class FiberDriver:
         self._ticker = ticker
         self._hogs = hogs
         self._poller = ticker.add_poller(time.perf_counter)
+        self._last: trio.lowlevel.Task | None = None
+        """Who began an execution last."""
 
     def close(self) -> None:
         self._ticker.remove_poller(self._poller)
+
+    async def take_turn(self) -> None:
+        """A checkpoint, which lets others run only if the task began the execution before, too.
+
+        Else it has let them run since then: whoever began that one. A pass of trio's scheduler
+        costs a tenth of a small execution.
+        """
+        task = trio.lowlevel.current_task()
+        if task is self._last:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        self._last = task
 
     async def run(self, guest: Guest, execution: Execution) -> None:
         """Run the future that was just begun until it has ended, and collect its end.

@@ -21,14 +21,11 @@ from spear_core.api import (
     InstanceSpec,
     InstanceStatistics,
     IsolationLevel,
-    Message,
-    MessageKind,
     PluginContext,
     StreamingInstance,
 )
 from spear_core.errors import InstanceError, InstanceStartError, SpearError
 from spear_core.rpc import FarEnd, open_local_stream
-from spear_core.rpc.codec import encode_head
 
 from . import _failures
 from ._execution import Execution, ExitError, OutputLimitError
@@ -41,7 +38,6 @@ from ._streams import GuestStream, TooMuchInputError, receive_all, send_all
 LEVEL = IsolationLevel.NAMESPACES
 """A guest has memory of its own with a limit, and no files, processes, network or system calls."""
 U32 = 0xFFFF_FFFF
-EXECUTE = encode_head({"method": "execute"})
 
 
 class WasmInstance(StreamingInstance):
@@ -57,8 +53,6 @@ class WasmInstance(StreamingInstance):
         context: PluginContext, limits: GuestLimits, max_output: int,
     ) -> None:  # fmt: skip
         self.id = spec.id
-        self._channel, self._far_end = context.channels.local_pair(spec.id)
-        self._far_end.serve(self._serve)
         self._artifact = spec.artifact
         self._module = module
         self._machine = machine
@@ -76,37 +70,14 @@ class WasmInstance(StreamingInstance):
         self._running: Guest | None = None
         self._entry: Entry | None = None
         self._executions = 0
-        self._current: ExecutionRequest | None = None
-        self._answer: ExecutionResponse | None = None
         self._cpu_seconds = 0.0
         self._closed = False
 
     async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
-        await trio.lowlevel.checkpoint()
+        """The guest lives in this process, so there is no channel: its calls are calls."""
+        await self._machine.driver.take_turn()
         if self._closed:
             raise InstanceError(f"{self.id} is closed")
-        number = 2 * self._executions + 1
-        self._current = request
-        try:
-            await self._channel.request_response(
-                Message(MessageKind.REQUEST, number, 0, EXECUTE, request.payload)
-            )
-            assert self._answer is not None
-            return self._answer
-        finally:
-            self._current = self._answer = None
-
-    async def _serve(self, message: Message) -> Message:
-        """The far end of the channel, called in the task of `execute`.
-
-        Both ends live here, so the values themselves go beside the message: to write them as its
-        head and read them again costs 11 us, a third of a whole execution.
-        """
-        assert self._current is not None
-        self._answer = answer = await self._execute(self._current)
-        return Message(MessageKind.RESPONSE, message.id, 0, b"", answer.payload)
-
-    async def _execute(self, request: ExecutionRequest) -> ExecutionResponse:
         self._executions += 1
         try:
             entry = self._module.entry(request.entry or self._artifact.entry)
@@ -176,7 +147,6 @@ class WasmInstance(StreamingInstance):
     @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         self._closed = True
-        self._far_end.serve(_gone)  # no cycle that the collector would have to find
         if self._guest is not None:
             self._guest.close()
             self._guest = None
@@ -229,8 +199,9 @@ class WasmInstance(StreamingInstance):
                 guest.close()
             self._running = None
             self._cpu_seconds += meter.used
-            execution.end_lines()
-            execution.flush()
+            if execution.has_spoken:
+                execution.end_lines()
+                execution.flush()
         return _response(execution, output, error, memory)
 
     async def _call(self, guest: Guest, entry: Entry, execution: Execution) -> bytes:
@@ -302,10 +273,6 @@ class WasmInstance(StreamingInstance):
             if pointer:
                 guest.begin_call(entry.free, (pointer, length), results=0)
                 await self._machine.driver.run(guest, execution)
-
-
-async def _gone(message: Message) -> Message:
-    raise InstanceError("the instance is closed")
 
 
 class _ResultError(Exception):

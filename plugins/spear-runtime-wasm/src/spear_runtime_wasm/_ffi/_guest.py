@@ -77,8 +77,8 @@ class Guest:
     """
 
     __slots__ = (
-        "_base", "_context", "_frame", "_future", "_lib", "_memory_index", "_size", "_store",
-        "answer_at", "caller", "failure", "host", "pending",
+        "_base", "_context", "_frame", "_future", "_lib", "_memory", "_memory_index", "_size",
+        "_store", "answer_at", "caller", "failure", "host", "pending",
     )  # fmt: skip
     host: Any
     """Belongs to the one that defines host functions: they find their state here."""
@@ -92,7 +92,7 @@ class Guest:
         lib.context_epoch_deadline_async_yield_and_update(self._context, 1)
         lib.context_set_epoch_deadline(self._context, 1)
         self._future: int | None = None
-        self._base = self._size = 0
+        self._base = self._size = self._memory = 0
         self._memory_index = -1
         self.caller = 0
         self.answer_at = 0
@@ -125,7 +125,7 @@ class Guest:
         instance = frame.instance
         for name, place in zip(names, frame.externs, strict=False):
             get(context, instance, name, len(name), place)
-        self._memory_index = memory
+        self._memory_index, self._memory = memory, 0
 
     def begin_call(self, export: int, arguments: tuple[int, ...] = (), *, results: int) -> None:
         """Call the function at this index of `find_exports` with i32 arguments."""
@@ -156,7 +156,7 @@ class Guest:
 
         Raises what a host function raised, else GuestTrapError when the guest did not return.
         """
-        self._lib.call_future_delete(self._future)
+        self._lib.call_future_delete_ended(self._future)
         self._future = None
         words = self._frame.i64
         if not words[_TRAP_I64] and not words[_ERROR_I64]:
@@ -237,6 +237,9 @@ class Guest:
     def _refresh(self) -> None:
         """Read where the memory is and how large: it may have grown, it never moves or shrinks."""
         lib, frame = self._lib, self._frame
+        if self._memory:
+            self._size = lib.memory_data_size(self._context, self._memory)
+            return
         if self._memory_index >= 0:
             item = frame.externs[self._memory_index]
         else:  # called from a start function, before `find_exports`
@@ -247,6 +250,8 @@ class Guest:
             raise GuestMemoryError("the export `memory` is not a memory")
         self._base = lib.memory_data(self._context, item + 8)
         self._size = lib.memory_data_size(self._context, item + 8)
+        if self._memory_index >= 0:
+            self._memory = item + 8
 
 
 def _strings(values: tuple[bytes, ...]) -> ctypes.Array[ctypes.c_char_p]:

@@ -162,6 +162,9 @@ class Library:
             for name, signature in names.items():
                 bound = prototype(*signature)((name, dll))
                 setattr(self, name.removeprefix("wasmtime_"), bound)
+        name, signature = "wasmtime_call_future_delete", (None, PTR)
+        self.call_future_delete_ended = ctypes.PYFUNCTYPE(*signature)((name, held))
+        """For a future that has ended: that is short, unlike unwinding a guest."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(name)
