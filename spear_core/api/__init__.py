@@ -35,6 +35,7 @@ from spear_core.api._config import (
     StoreConfig,
     TaskConfig,
 )
+from spear_core.api._descriptor import HostcallValue, OwnedFd
 from spear_core.api._execution import (
     ErrorInfo,
     ExecutionRequest,
@@ -177,6 +178,7 @@ __all__ = [
     "InstanceStatistics",
     "InvokeRequest",
     "InvokeResponse",
+    "HostcallValue",
     "InvokeStream",
     "IsolationLevel",
     "KeyChange",
@@ -220,6 +222,8 @@ __all__ = [
     "RetryPolicy",
     "Runtime",
     "RuntimeInfo",
+    "ObjectWriter",
+    "OwnedFd",
     "RuntimeInstanceId",
     "RuntimeSpec",
     "Scheduler",

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 import trio
 
+from spear_core.api._descriptor import OwnedFd
 from spear_core.api._plugin import PluginContext
 from spear_core.api._runtime import Capability
 from spear_core.errors import ChannelBrokenError
@@ -59,6 +60,8 @@ class MessageFlag(enum.IntFlag):
     """The head describes an error."""
     STREAM = 8
     """A REQUEST that opens a stream in both directions."""
+    FD = 16
+    """A file descriptor comes with the frame; set by a channel that passes them, by it alone."""
     CRITICAL = 128
     """A receiver that does not know the kind closes the channel instead of ignoring it."""
 
@@ -76,6 +79,10 @@ class Message:
     """Small and structured: a msgpack map of at most 65535 bytes (``spear_core.rpc.codec``)."""
     payload: bytes | bytearray | memoryview = b""
     """Raw bytes, never re-encoded. The receiver owns what it gets."""
+    fd: OwnedFd | None = attrs.field(default=None, eq=False)
+    """A file that goes to the other process with the message, on a channel that
+    :attr:`Channel.passes_fds`. What is sent stays the sender's to close; the receiver has a
+    descriptor of its own."""
 
 
 @attrs.frozen(kw_only=True)
@@ -101,8 +108,8 @@ class Channel(trio.abc.AsyncResource):
         Waits while the peer does not read (backpressure). **Raises**
         :exc:`~spear_core.errors.ChannelClosedError` after :meth:`aclose` on this side,
         :exc:`~spear_core.errors.ChannelBrokenError` when the peer is gone, :exc:`ValueError` for a
-        message over the transport's size limit. **Cancellation**: the message was sent whole or
-        not at all, and the channel stays usable.
+        message over the transport's size limit, or with a file descriptor where none can pass.
+        **Cancellation**: the message was sent whole or not at all, and the channel stays usable.
         """
 
     @abstractmethod
@@ -133,6 +140,26 @@ class Channel(trio.abc.AsyncResource):
     @abstractmethod
     def statistics(self) -> ChannelStatistics:
         """Counters since the channel was made."""
+
+    @property
+    def can_pass_fds(self) -> bool:
+        """Whether file descriptors could go along here, once both ends have agreed on it."""
+        return False
+
+    @property
+    def passes_fds(self) -> bool:
+        """Whether they do: :meth:`pass_fds` was called on this end."""
+        return False
+
+    def pass_fds(self) -> None:
+        """From now on send and take a message's :attr:`Message.fd`; call it on both ends, once
+        they have agreed (``docs/wire-format.md``). Before that, what a peer sends along is dropped.
+
+        At most one comes with a message. It arrives with its message or not at all, and one that
+        does not belong to a message breaks the channel. **Raises** :exc:`ValueError` where
+        :attr:`can_pass_fds` is false.
+        """
+        raise ValueError("no file descriptors can pass through this kind of channel")
 
     async def request_response(self, request: Message) -> Message:
         """Send ``request`` and wait for the RESPONSE with the same id.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
 import attrs
 
+from spear_core.api._descriptor import HostcallValue, OwnedFd
 from spear_core.api._node import InvokeRequest, TaskInfo
 from spear_core.api._plugin import PluginContext
 from spear_core.api._store import ObjectStore
@@ -67,17 +68,28 @@ class HostcallContext:
     """The objects that it may touch, under the names it knows them by: a key that begins with
     ``/`` is written out whole (``/producer/frame``), any other is its own (``frame`` is
     ``<artifact's name>/frame``). References are in its task's name."""
+    fd: OwnedFd | None = None
+    """A file that came with the call. It is closed once the call is answered; keep a copy."""
+    takes_fd: bool = False
+    """Whether the answer may have one (:attr:`HostcallValue.fd`)."""
+    wait_ended: Callable[[], Awaitable[None]] | None = None
+    """Returns when the caller's task has ended; always there in a node. For what a hostcall leaves
+    open behind it."""
 
 
 class HostcallProvider(ABC):
     """Answers the hostcalls of one family."""
 
     @abstractmethod
-    async def call(self, caller: HostcallContext, name: str, payload: bytes) -> bytes:
+    async def call(
+        self, caller: HostcallContext, name: str, payload: bytes
+    ) -> bytes | HostcallValue:
         """Answer one call; any number run at the same time.
 
         :param name: one of the names in the spec. :param payload: as the guest sent it, of a form
             that the hostcall defines.
+
+        Returns the bytes of the answer, or these and a file, if the caller takes one.
 
         **Raises** a :exc:`~spear_core.errors.SpearError`, which the guest sees with code and
         message; anything else is logged and reaches the guest as ``internal``. **Cancellation**:

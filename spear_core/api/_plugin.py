@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from spear_core.api._config import SpearletConfig
+from spear_core.api._descriptor import HostcallValue
 from spear_core.errors import UnsupportedTransportError
 
 if TYPE_CHECKING:
@@ -48,6 +49,20 @@ class Hostcalls(ABC):
         **Raises** a :exc:`~spear_core.errors.SpearError` with code ``unimplemented`` when no plugin
         provides ``name``, else what the hostcall raises. **Cancellation**: cancels the hostcall.
         """
+
+    async def exchange(
+        self, execution_id: str, name: str, value: HostcallValue, *, takes_fd: bool
+    ) -> HostcallValue:
+        """:meth:`call`, for a caller that can send a file along, or take one with the answer.
+
+        :param takes_fd: whether the answer may have one, which is the caller's to close. The one
+            in ``value`` is closed when this returns or raises.
+
+        **Raises** and **Cancellation** as :meth:`call`.
+        """
+        if value.fd is not None:
+            value.fd.close()
+        return HostcallValue(await self.call(execution_id, name, bytes(value.payload)))
 
 
 class ChannelOffer(ABC):

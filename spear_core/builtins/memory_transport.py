@@ -63,6 +63,8 @@ class MemoryChannel(LocalChannel):
     async def send(self, message: Message) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
+        if message.fd is not None:
+            raise ValueError("no file descriptors can pass through this kind of channel")
         inbox = self._peer._inbox
         if len(inbox) < _BUFFERED and not self._room:
             self._deliver(message)

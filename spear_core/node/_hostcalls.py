@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from logging import Logger
 
-from spear_core.api import FunctionCalls, HostcallContext, HostcallProvider, Hostcalls
+from spear_core.api import (
+    FunctionCalls,
+    HostcallContext,
+    HostcallProvider,
+    Hostcalls,
+    HostcallValue,
+)
 from spear_core.errors import InvalidRequestError, SpearError
 from spear_core.node._failures import as_spear_error
 from spear_core.node._secrets import Secrets
@@ -54,6 +60,21 @@ class NodeHostcalls(Hostcalls):
             )
 
     async def call(self, execution_id: str, name: str, payload: bytes) -> bytes:
+        value = HostcallValue(payload)
+        return bytes((await self.exchange(execution_id, name, value, takes_fd=False)).payload)
+
+    async def exchange(
+        self, execution_id: str, name: str, value: HostcallValue, *, takes_fd: bool
+    ) -> HostcallValue:
+        try:
+            return await self._exchange(execution_id, name, value, takes_fd=takes_fd)
+        finally:
+            if value.fd is not None:
+                value.fd.close()
+
+    async def _exchange(
+        self, execution_id: str, name: str, value: HostcallValue, *, takes_fd: bool
+    ) -> HostcallValue:
         task = self._tasks.by_execution(execution_id)
         if task is None or task.state.is_final:
             raise InvalidRequestError(f"hostcall {name}: no execution {execution_id!r} runs here")
@@ -68,11 +89,17 @@ class NodeHostcalls(Hostcalls):
             task_id=task.id,
             artifact=task.artifact.ref,
             functions=self._functions(task) if self._functions is not None else None,
+            fd=value.fd,
+            takes_fd=takes_fd,
+            wait_ended=task.wait_final,
         )
+        payload = bytes(value.payload)
         try:
             if task.tracing is None:
-                return await provider.call(caller, name, payload)
-            with task.tracing.hostcall(name, parent=task.trace):
-                return await provider.call(caller, name, payload)
+                answer = await provider.call(caller, name, payload)
+            else:
+                with task.tracing.hostcall(name, parent=task.trace):
+                    answer = await provider.call(caller, name, payload)
+            return answer if isinstance(answer, HostcallValue) else HostcallValue(answer)
         except Exception as raised:  # barrier: one hostcall
             raise as_spear_error(raised, f"hostcall {name}", self._log) from raised

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import trio
 
-from spear_core.api import MessageFlag
+from spear_core.api import MessageFlag, OwnedFd
 from spear_core.errors import ChannelError, SpearError, TaskCancelledError
 from spear_core.rpc.codec import encode_small_head, error_to_head
 
-__all__ = ["Call", "Job", "Payload", "Reply", "Servants"]
+__all__ = ["Answer", "Call", "Job", "Payload", "Reply", "Servants"]
 
 Payload = bytes | bytearray | memoryview
+Answer: TypeAlias = tuple[int, bytes, Payload, OwnedFd | None]
+"""Flags, head, payload and a file of a RESPONSE."""
 
 _KEPT = 128
 """Tasks that stay for the next request. Waking one costs half of what a new one does, with its
@@ -31,6 +33,8 @@ class Call:
     method: str
     args: dict[str, Any] = attrs.field(factory=dict)
     payload: Payload = b""
+    fd: OwnedFd | None = None
+    """A file that came with a request; closed when the handler has ended."""
 
 
 @attrs.frozen
@@ -39,6 +43,8 @@ class Reply:
 
     head: dict[str, Any] = attrs.field(factory=dict)
     payload: Payload = b""
+    fd: OwnedFd | None = None
+    """A file that goes with it, closed once it has gone; for whoever asked, it is his to close."""
 
 
 @attrs.frozen
@@ -64,10 +70,10 @@ class _Servant:
 class Servants:
     """The peer's requests under way, each in a task that its cancellation reaches alone.
 
-    :param respond: sends an answer: id, flags, head, payload.
+    :param respond: sends the answer to the request with this id.
     """
 
-    def __init__(self, respond: Callable[[int, int, bytes, Payload], Awaitable[None]]) -> None:
+    def __init__(self, respond: Callable[[int, Answer], Awaitable[None]]) -> None:
         self._respond = respond
         self._under_way: dict[int, trio.CancelScope | None] = {}
         self._free: list[_Servant] = []
@@ -117,14 +123,14 @@ class Servants:
         await trio.lowlevel.checkpoint()
 
     async def _serve_all(self, servant: _Servant) -> None:
-        answer: tuple[int, bytes, Payload] | None = None
+        answer: Answer | None = None
         with servant.scope:
             while True:
                 answer = None
                 answer = await self._answer(servant.job)
                 if servant.scope.cancel_called:
                     break
-                await self._finish(servant.job.id, *answer)
+                await self._finish(servant.job.id, answer)
                 if len(self._free) >= _KEPT:
                     return
                 self._free.append(servant)
@@ -132,28 +138,30 @@ class Servants:
                 await trio.lowlevel.wait_task_rescheduled(_only_the_end)
         if answer is None:
             error = TaskCancelledError(f"{servant.job.method} was cancelled by its caller")
-            answer = MessageFlag.ERROR, error_to_head(error), b""
-        await self._finish(servant.job.id, *answer)
+            answer = MessageFlag.ERROR, error_to_head(error), b"", None
+        await self._finish(servant.job.id, answer)
 
-    async def _answer(self, job: Job) -> tuple[int, bytes, Payload]:
+    async def _answer(self, job: Job) -> Answer:
         error: Exception
         try:
             reply = await job.work()
-            return 0, encode_small_head(reply.head), reply.payload
+            return 0, encode_small_head(reply.head), reply.payload, reply.fd
         except SpearError as exc:
             error = exc
         except Exception as exc:  # barrier: one request
             _log.exception("the handler of %s failed", job.method)
             error = exc
-        return MessageFlag.ERROR, error_to_head(error), b""
+        return MessageFlag.ERROR, error_to_head(error), b"", None
 
-    async def _finish(self, id_: int, flags: int, head: bytes, payload: Payload) -> None:
+    async def _finish(self, id_: int, answer: Answer) -> None:
         self._under_way[id_] = None  # a cancellation that comes now comes too late
         try:
-            await self._respond(id_, flags, head, payload)
+            await self._respond(id_, answer)
         except ChannelError:
             pass  # nobody is left to hear the answer
         finally:
+            if (fd := answer[3]) is not None:
+                fd.close()
             del self._under_way[id_]
             if not self._under_way:
                 self._none_left.unpark_all()

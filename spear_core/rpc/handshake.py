@@ -19,6 +19,8 @@ PROTOCOL_VERSION = 1
 async def hello(channel: Channel, head: dict[str, Any]) -> dict[str, Any]:
     """The connecting side's part: send ``head`` as HELLO and return the WELCOME's head.
 
+    With ``"fds": True`` in both heads, file descriptors pass from then on.
+
     **Raises** :exc:`~spear_core.errors.ChannelAuthError` when the other side refuses. Bound the
     wait from outside.
     """
@@ -34,6 +36,8 @@ async def hello(channel: Channel, head: dict[str, Any]) -> dict[str, Any]:
         raise ChannelAuthError(f"the other side refused the connection: {answer.get('reason')}")
     if message.kind != MessageKind.WELCOME:
         raise ProtocolError(f"expected WELCOME, got a message of kind {message.kind}")
+    if head.get("fds") is True and answer.get("fds") is True and channel.can_pass_fds:
+        channel.pass_fds()
     return answer
 
 
@@ -44,6 +48,9 @@ async def welcome(
 
     :param verify: takes the HELLO's head and gives the WELCOME's; raises
         :exc:`~spear_core.errors.ChannelAuthError` to refuse, and the peer is told nothing.
+
+    File descriptors pass from then on if the HELLO asks for it and the channel can; the WELCOME
+    says so.
 
     On any failure the channel is closed. **Raises** what ``verify`` raises,
     :exc:`~spear_core.errors.ChannelAuthError` for another protocol version,
@@ -62,7 +69,12 @@ async def welcome(
             await channel.send(Message(MessageKind.GOAWAY, head=encode_head({"reason": reason})))
             raise ChannelAuthError(f"the other side speaks {reason}")
         answer = {"v": PROTOCOL_VERSION, **verify(head)}
+        passes_fds = head.get("fds") is True and channel.can_pass_fds
+        if passes_fds:
+            answer["fds"] = True
         await channel.send(Message(MessageKind.WELCOME, head=encode_head(answer)))
+        if passes_fds:
+            channel.pass_fds()
     except BaseException:
         await trio.aclose_forcefully(channel)
         raise

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import trio
 
-from spear_core.api import Channel, Message, MessageFlag, MessageKind
+from spear_core.api import Channel, Message, MessageFlag, MessageKind, OwnedFd
 from spear_core.errors import (
     ChannelBrokenError,
     ChannelClosedError,
@@ -31,7 +31,7 @@ from spear_core.errors import (
 from spear_core.rpc._assembly import Assembler, TooLarge
 from spear_core.rpc._outbox import Outbox
 from spear_core.rpc._pending import Pending
-from spear_core.rpc._serving import Call, Job, Payload, Reply, Servants
+from spear_core.rpc._serving import Answer, Call, Job, Payload, Reply, Servants
 from spear_core.rpc._stream import Stream
 from spear_core.rpc.codec import (
     RequestHead,
@@ -68,6 +68,8 @@ class SessionLimits:
     """The peer's requests under way at the same time, streams included."""
     max_streams: int = 256
     """The peer's streams under way at the same time; each may hold 256 KiB."""
+    max_fds: int = 64
+    """Files that came with the peer's requests under way."""
 
 
 class Session:
@@ -96,6 +98,7 @@ class Session:
         self._pending: dict[int, Pending] = {}
         self._servants = Servants(self._respond)
         self._streams: dict[int, Stream] = {}
+        self._fds_held = 0
         self._assembler = Assembler(max_message=limits.max_message, max_total=limits.max_assembling)
         self._pings: dict[bytes, trio.Event] = {}
         self._notice_turn = trio.Lock()
@@ -121,9 +124,17 @@ class Session:
     # What this side does.
 
     async def request(
-        self, method: str, args: Mapping[str, Any] | None = None, payload: Payload = b""
+        self,
+        method: str,
+        args: Mapping[str, Any] | None = None,
+        payload: Payload = b"",
+        *,
+        fd: OwnedFd | None = None,
     ) -> Reply:
         """Ask the peer and wait for its answer.
+
+        :param fd: a file to go along, which stays the caller's to close; only where the channel
+            passes them (:attr:`passes_fds`), and beside at most 256 KiB.
 
         **Raises** the peer's :exc:`~spear_core.errors.SpearError`,
         :exc:`~spear_core.errors.ChannelBrokenError` when the channel ends first or the peer takes
@@ -135,7 +146,12 @@ class Session:
         id_ = self._new_id()
         pending = self._pending[id_] = Pending()
         try:
-            await self._send(MessageKind.REQUEST, id_, 0, head, payload)
+            if fd is None:
+                await self._send(MessageKind.REQUEST, id_, 0, head, payload)
+            else:
+                _check_beside_fd(payload)
+                request = Message(MessageKind.REQUEST, id_, 0, head, payload, fd)
+                await self._channel.send(request)
             return await pending.wait()
         except trio.Cancelled:
             if pending.answer is None:
@@ -222,6 +238,11 @@ class Session:
         return self._reason
 
     @property
+    def passes_fds(self) -> bool:
+        """Whether files can go along with requests and answers."""
+        return self._channel.passes_fds
+
+    @property
     def takes_requests(self) -> bool:
         """False once the session has ended, or the peer has said that it takes no more."""
         return not (self._closed.is_set() or self._peer_going)
@@ -304,6 +325,8 @@ class Session:
         try:
             while True:
                 message = await self._channel.receive()
+                if message.fd is not None:
+                    _check_fd_has_place(message)
                 if (action := self._on_kind.get(message.kind)) is not None:
                     action(message)
                 elif message.flags & MessageFlag.CRITICAL or message.kind <= MessageKind.NOTICE:
@@ -345,6 +368,8 @@ class Session:
             self._post_error(
                 id_, ResourceExhaustedError("too many requests under way on this connection")
             )
+        elif message.fd is not None and self._fds_held >= self._limits.max_fds:
+            self._post_error(id_, ResourceExhaustedError("too many files under way here"))
         elif message.flags & MessageFlag.MORE:
             self._begin(message)
         else:
@@ -353,8 +378,11 @@ class Session:
     def _start(self, message: Message) -> None:
         id_ = message.id
         head = decode_head(message.head, RequestHead)
-        call = Call(head.method, head.args, message.payload)
-        if not message.flags & MessageFlag.STREAM:
+        call = Call(head.method, head.args, message.payload, message.fd)
+        if message.fd is not None:
+            self._fds_held += 1
+            work = partial(self._handle_fd, call, message.fd)
+        elif not message.flags & MessageFlag.STREAM:
             work = partial(self._handle, call)
         else:
             stream = self._streams[id_] = self._new_stream(id_)
@@ -371,7 +399,16 @@ class Session:
                 f" {self._limits.max_message} are allowed",
                 retryable=False,
             )
+        if reply.fd is not None:
+            _check_beside_fd(reply.payload)
         return reply
+
+    async def _handle_fd(self, call: Call, fd: OwnedFd) -> Reply:
+        try:
+            return await self._handle(call)
+        finally:
+            self._fds_held -= 1
+            fd.close()
 
     async def _handle_stream(self, id_: int, call: Call, stream: Stream) -> Reply:
         try:
@@ -382,8 +419,12 @@ class Session:
             del self._streams[id_]
             stream.break_(ChannelClosedError("the stream has been answered"))
 
-    async def _respond(self, id_: int, flags: int, head: bytes, payload: Payload) -> None:
-        await self._send(MessageKind.RESPONSE, id_, flags, head, payload)
+    async def _respond(self, id_: int, answer: Answer) -> None:
+        flags, head, payload, fd = answer
+        if fd is None:
+            await self._send(MessageKind.RESPONSE, id_, flags, head, payload)
+        else:
+            await self._channel.send(Message(MessageKind.RESPONSE, id_, flags, head, payload, fd))
 
     def _got_response(self, message: Message) -> None:
         id_ = message.id
@@ -397,7 +438,7 @@ class Session:
         elif message.flags & MessageFlag.MORE:
             self._begin(message)
         else:
-            settle(Reply(decode_head(message.head, dict), message.payload))
+            settle(Reply(decode_head(message.head, dict), message.payload, message.fd))
 
     def _settler(self, id_: int) -> Callable[[Reply | Exception], None] | None:
         """What takes the answer to a request of ours."""
@@ -477,6 +518,22 @@ class Session:
     def _got_goaway(self, message: Message) -> None:
         head = decode_head(message.head, dict)
         self._peer_going = str(head.get("reason") or "it is shutting down")
+
+
+def _check_beside_fd(payload: Payload) -> None:
+    if len(payload) > CHUNK:
+        raise InvalidRequestError(
+            f"at most {CHUNK} bytes can go beside a file, these are {len(payload)}"
+        )
+
+
+def _check_fd_has_place(message: Message) -> None:
+    """**Raises** :exc:`ProtocolError` unless it came with a request or an answer, whole."""
+    known = message.kind in (MessageKind.REQUEST, MessageKind.RESPONSE)
+    if not known or message.flags & (MessageFlag.MORE | MessageFlag.STREAM):
+        assert message.fd is not None
+        message.fd.close()
+        raise ProtocolError(f"a file descriptor with a message of kind {message.kind}")
 
 
 @asynccontextmanager

@@ -9,10 +9,12 @@ from __future__ import annotations
 import select
 import socket
 
+import attrs
 import trio
 
-from spear_core.api import Channel, ChannelStatistics, Message
+from spear_core.api import Channel, ChannelStatistics, Message, MessageFlag, OwnedFd
 from spear_core.errors import ChannelBrokenError, ChannelClosedError, ProtocolError
+from spear_core.rpc._fd_passing import FdsInFlightError, IncomingFds, send_with_fd
 from spear_core.rpc.framing import HEADER_SIZE, MAX_FRAME, FrameParser, encode_header
 
 __all__ = ["SocketChannel"]
@@ -22,6 +24,8 @@ _JOIN_UP_TO = 16 << 10
 _YIELD_EVERY = 32
 """Calls that need not wait between two that let other tasks run; a pass of trio's scheduler costs
 more than moving a small message."""
+_FDS_PAUSE_S = 0.01
+"""Between two tries when the kernel takes no more descriptors: nothing tells when it would."""
 _TAIL_GRACE_S = 1.0
 """How long closing waits for the rest of a frame whose sender was cancelled."""
 
@@ -48,6 +52,7 @@ class SocketChannel(Channel):
         self._turns = trio.lowlevel.ParkingLot()
         self._tail: trio.Event | None = None
         self._calls = 0
+        self._fds: IncomingFds | None = None
         self._sent = self._received = self._bytes_sent = self._bytes_received = 0
 
     @property
@@ -57,6 +62,8 @@ class SocketChannel(Channel):
 
     async def send(self, message: Message) -> None:
         await self._checkpoint()
+        if message.fd is not None or self._fds is not None:
+            message = self._announced(message)
         header = encode_header(message, max_frame=self._max_frame)
         head, payload = message.head, message.payload
         size = len(head) + len(payload)
@@ -65,7 +72,12 @@ class SocketChannel(Channel):
         self._writing = True
         try:
             self._check_writable()
-            if size <= _JOIN_UP_TO:
+            if message.fd is not None:
+                buffers: list[_Buffer] = [header, head, payload]
+                done = await self._write_with(message.fd, buffers)
+                if done < HEADER_SIZE + size:
+                    await self._write_rest(buffers, done)
+            elif size <= _JOIN_UP_TO:
                 data = b"".join((header, head, payload))
                 if (done := self._write(data)) < len(data):
                     await self._write_rest([data], done)
@@ -111,6 +123,20 @@ class SocketChannel(Channel):
         poll.register(self._sock, select.POLLRDHUP)
         return not poll.poll(0)
 
+    @property
+    def can_pass_fds(self) -> bool:
+        return self._sock.family == socket.AF_UNIX
+
+    @property
+    def passes_fds(self) -> bool:
+        return self._fds is not None
+
+    def pass_fds(self) -> None:
+        if not self.can_pass_fds:
+            raise ValueError("file descriptors pass through Unix sockets only")
+        if self._fds is None:
+            self._fds = IncomingFds()
+
     def statistics(self) -> ChannelStatistics:
         return ChannelStatistics(
             messages_sent=self._sent,
@@ -131,6 +157,8 @@ class SocketChannel(Channel):
             self._closed = True
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
+            if self._fds is not None:
+                self._fds.close()
 
     def _check_writable(self) -> None:
         if self._closed:
@@ -148,6 +176,32 @@ class SocketChannel(Channel):
             self._turns.unpark()
         else:
             self._writing = False
+
+    def _announced(self, message: Message) -> Message:
+        """The message as its frame has it. **Raises** :exc:`ValueError` where that cannot be."""
+        if message.fd is None:
+            if message.flags & MessageFlag.FD:
+                raise ValueError("the flag FD, and no file descriptor")
+            return message
+        if self._fds is None:
+            raise ValueError("file descriptors do not pass through this channel")
+        return attrs.evolve(message, flags=message.flags | MessageFlag.FD)
+
+    async def _write_with(self, fd: OwnedFd, buffers: list[_Buffer]) -> int:
+        """Write the beginning of a frame, the descriptor with its first byte."""
+        while True:
+            try:
+                return send_with_fd(self._sock, buffers, fd)
+            except BlockingIOError:
+                try:
+                    await trio.lowlevel.wait_writable(self._sock)
+                except trio.ClosedResourceError:
+                    raise ChannelClosedError("this side has closed the channel") from None
+            except FdsInFlightError:
+                await trio.sleep(_FDS_PAUSE_S)
+                self._check_writable()
+            except OSError as exc:
+                raise self._break(f"the other side is gone ({exc.strerror})") from exc
 
     def _write(self, *buffers: _Buffer) -> int:
         """Write what fits without waiting and return its size."""
@@ -192,17 +246,29 @@ class SocketChannel(Channel):
         if self._closed:
             raise ChannelClosedError("this side has closed the channel")
         try:
-            return self._parser.next_message()
+            message = self._parser.next_message()
+            if self._fds is not None:
+                return self._fds.attach(message, mid_frame=self._parser.mid_frame)
+            return message
         except ProtocolError as exc:
-            self._break(f"the other side broke the protocol: {exc.message}")
+            self._refuse(exc)
             raise
+
+    def _refuse(self, exc: ProtocolError) -> None:
+        self._break(f"the other side broke the protocol: {exc.message}")
 
     async def _fill(self) -> None:
         """Read something; wait only when there is nothing."""
         if not self._ended:
             buffer = self._parser.get_buffer()
             try:
-                count = self._sock.recv_into(buffer)
+                if self._fds is None:
+                    count = self._sock.recv_into(buffer)
+                else:
+                    count = self._fds.receive(self._sock, buffer)
+            except ProtocolError as exc:
+                self._refuse(exc)
+                raise
             except BlockingIOError:
                 await self._wait_readable()
                 return

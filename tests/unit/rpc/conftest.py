@@ -52,8 +52,12 @@ async def _open_sides(
     on_notice: Callable[[Call], None] | None = None,
     on_stream: Callable[[Call, Stream], Awaitable[Reply]] | None = None,
     limits: SessionLimits = DEFAULTS,
+    passes_fds: bool = False,
 ) -> AsyncIterator[Sides]:
     near, far = map(SocketChannel, socket.socketpair())
+    if passes_fds:
+        near.pass_fds()
+        far.pass_fds()
     async with (
         open_session(
             far,

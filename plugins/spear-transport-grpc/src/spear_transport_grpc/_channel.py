@@ -139,6 +139,8 @@ class GrpcChannel(Channel):
     async def send(self, message: Message) -> None:
         payload = bytes(message.payload)
         size = len(message.head) + len(payload)
+        if message.fd is not None:
+            raise ValueError("no file descriptors can pass through this kind of channel")
         if len(message.head) > _LONGEST_HEAD:
             raise ValueError(f"a head has at most {_LONGEST_HEAD} bytes, not {len(message.head)}")
         frame = channel_pb2.Frame(
