@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
 
@@ -111,6 +111,14 @@ class Channel(trio.abc.AsyncResource):
         message over the transport's size limit, or with a file descriptor where none can pass.
         **Cancellation**: the message was sent whole or not at all, and the channel stays usable.
         """
+
+    async def send_many(self, messages: Sequence[Message]) -> None:
+        """:meth:`send` for several, in order: cheaper than one by one where a channel can do so.
+
+        **Cancellation**: each was sent whole or not at all, and none after one that was not.
+        """
+        for message in messages:
+            await self.send(message)
 
     @abstractmethod
     async def receive(self) -> Message:

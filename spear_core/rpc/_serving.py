@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
 import trio
 
-from spear_core.api import MessageFlag, OwnedFd
+from spear_core.api import Message, MessageFlag, MessageKind, OwnedFd
 from spear_core.errors import ChannelError, SpearError, TaskCancelledError
 from spear_core.rpc.codec import encode_small_head, error_to_head
 
@@ -56,6 +57,13 @@ class Job:
     work: Callable[[], Awaitable[Reply]]
 
 
+_FEW = 8
+_SMALL = 4096
+_SOON_S = 0.0005
+"""Small answers go together, so many at once at most, and none of them waits for longer for others
+that are about to be ready. A system call that wakes the peer takes a tenth of a small request."""
+
+
 class _Servant:
     """A task that serves one request after the other."""
 
@@ -71,10 +79,24 @@ class Servants:
     """The peer's requests under way, each in a task that its cancellation reaches alone.
 
     :param respond: sends the answer to the request with this id.
+    :param send_many: sends several small ones.
     """
 
-    def __init__(self, respond: Callable[[int, Answer], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        respond: Callable[[int, Answer], Awaitable[None]],
+        send_many: Callable[[Sequence[Message]], Awaitable[None]],
+    ) -> None:
         self._respond = respond
+        self._send_many = send_many
+        self._starting = 0
+        """Servants that have a request and were not scheduled since."""
+        self._ready: list[Message] = []
+        self._ready_since = 0.0
+        self._sending = False
+        self._sender = trio.lowlevel.ParkingLot()
+        self._has_sender = False
+        self._over = False
         self._under_way: dict[int, trio.CancelScope | None] = {}
         self._free: list[_Servant] = []
         self._nursery: trio.Nursery | None = None
@@ -103,6 +125,7 @@ class Servants:
             servant = _Servant(job)
             self._nursery.start_soon(self._serve_all, servant)
         self._under_way[job.id] = servant.scope
+        self._starting += 1
 
     def cancel(self, id_: int) -> bool:
         """Cancel the handler of this request; False when there is no such request."""
@@ -111,7 +134,9 @@ class Servants:
         return id_ in self._under_way
 
     def cancel_all(self) -> None:
-        """Cancel every handler."""
+        """Cancel every handler, at the session's end."""
+        self._over = True
+        self._answered(self._take_ready())
         for scope in self._under_way.values():
             if scope is not None:
                 scope.cancel()
@@ -127,6 +152,7 @@ class Servants:
         with servant.scope:
             while True:
                 answer = None
+                self._starting -= 1
                 answer = await self._answer(servant.job)
                 if servant.scope.cancel_called:
                     break
@@ -155,16 +181,77 @@ class Servants:
 
     async def _finish(self, id_: int, answer: Answer) -> None:
         self._under_way[id_] = None  # a cancellation that comes now comes too late
+        flags, head, payload, fd = answer
+        if fd is None and len(head) + len(payload) <= _SMALL:
+            await self._send_soon(Message(MessageKind.RESPONSE, id_, flags, head, payload))
+            return
         try:
             await self._respond(id_, answer)
         except ChannelError:
             pass  # nobody is left to hear the answer
         finally:
-            if (fd := answer[3]) is not None:
+            if fd is not None:
                 fd.close()
-            del self._under_way[id_]
-            if not self._under_way:
-                self._none_left.unpark_all()
+            self._forget(id_)
+
+    def _forget(self, id_: int) -> None:
+        del self._under_way[id_]
+        if not self._under_way:
+            self._none_left.unpark_all()
+
+    async def _send_soon(self, answer: Message) -> None:
+        """Send it now, or leave it to a servant that is about to have another one, or else to the
+        sender."""
+        now = time.perf_counter()
+        if not self._ready:
+            self._ready_since = now
+        self._ready.append(answer)
+        if (
+            not self._starting
+            or len(self._ready) >= _FEW
+            or now - self._ready_since > _SOON_S
+            or self._over
+        ):
+            await self._send_ready()
+        elif self._has_sender:
+            self._sender.unpark()
+        else:
+            assert self._nursery is not None
+            self._has_sender = True
+            self._nursery.start_soon(self._send_rest)
+
+    async def _send_rest(self) -> None:
+        """The sender: whoever was about to have another answer has to wait for it."""
+        while True:
+            await self._send_ready()
+            await self._sender.park()
+
+    async def _send_ready(self) -> None:
+        if self._sending:
+            return  # whoever does it takes these, too
+        self._sending = True
+        try:
+            while self._ready:
+                ready = self._take_ready()
+                try:
+                    await self._send_many(ready)
+                except ChannelError:
+                    pass  # nobody is left to hear the answers
+                finally:
+                    self._answered(ready)
+        except trio.Cancelled:
+            self._answered(self._take_ready())  # the session's end: nobody sends them now
+            raise
+        finally:
+            self._sending = False
+
+    def _take_ready(self) -> list[Message]:
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _answered(self, answers: Sequence[Message]) -> None:
+        for answer in answers:
+            self._forget(answer.id)
 
 
 def _only_the_end(raise_cancel: object) -> trio.lowlevel.Abort:

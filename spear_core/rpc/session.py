@@ -96,7 +96,7 @@ class Session:
         self._next_id = 2 if initiator else 1
         self._peer_parity = 1 if initiator else 0
         self._pending: dict[int, Pending] = {}
-        self._servants = Servants(self._respond)
+        self._servants = Servants(self._respond, channel.send_many)
         self._streams: dict[int, Stream] = {}
         self._fds_held = 0
         self._assembler = Assembler(max_message=limits.max_message, max_total=limits.max_assembling)

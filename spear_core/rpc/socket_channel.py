@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -89,6 +90,34 @@ class SocketChannel(Channel):
             if self._tail is None:
                 self._pass_on()
         self._sent += 1
+        self._bytes_sent += size
+
+    async def send_many(self, messages: Sequence[Message]) -> None:
+        parts: list[_Buffer] = []
+        size = 0
+        for message in messages:
+            if message.fd is not None or message.flags & MessageFlag.FD:
+                await super().send_many(messages)
+                return
+            parts += (encode_header(message, max_frame=self._max_frame), message.head)
+            parts.append(message.payload)
+            size += len(message.head) + len(message.payload)
+        if size > _JOIN_UP_TO:
+            await super().send_many(messages)
+            return
+        await self._checkpoint()
+        if self._writing:
+            await self._turns.park()
+        self._writing = True
+        try:
+            self._check_writable()
+            data = b"".join(parts)
+            if (done := self._write(data)) < len(data):
+                await self._write_rest([data], done)
+        finally:
+            if self._tail is None:
+                self._pass_on()
+        self._sent += len(messages)
         self._bytes_sent += size
 
     async def receive(self) -> Message:

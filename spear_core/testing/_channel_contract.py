@@ -71,6 +71,25 @@ class ChannelContract(ABC):
             nursery.start_soon(_exchange, pair.far, pair.near, messages)
 
     @promise
+    async def test_messages_sent_together_arrive_like_others(self, tmp_path: Path) -> None:
+        """``send_many`` keeps the order, with itself and with ``send``, and waits for the peer."""
+        sizes = [0, 1, 100, 5_000, 200_000, 3, 70_000]
+        messages = [numbered(n, bytes(sizes[n % len(sizes)])) for n in range(210)]
+        async with self.open_pair(tmp_path) as pair, trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                for start in range(0, len(messages), 21):
+                    await pair.near.send_many(messages[start : start + 10])
+                    await pair.near.send(messages[start + 10])
+                    await pair.near.send_many(messages[start + 11 : start + 21])
+
+            nursery.start_soon(send)
+            with trio.fail_after(self.patience):
+                received = [await pair.far.receive() for _ in messages]
+            assert [*map(_content, received)] == [*map(_content, messages)]
+            assert pair.near.statistics().messages_sent == len(messages)
+
+    @promise
     async def test_messages_arrive_whole_and_unchanged(self, tmp_path: Path) -> None:
         """A message is delivered whole; head and payload are never looked into."""
         chance = random.Random(1)

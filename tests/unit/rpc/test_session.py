@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -28,6 +28,7 @@ from spear_core.rpc import Call, Reply, Session, SessionLimits, SocketChannel, o
 from spear_core.rpc.codec import encode_head
 
 OpenSides = Callable[..., AbstractAsyncContextManager[Any]]
+OpenHostile = Callable[..., AbstractAsyncContextManager[Any]]
 LARGE = bytes(range(256)) * 65536
 
 
@@ -52,6 +53,75 @@ async def test_answers_go_to_whom_they_belong(open_sides: OpenSides) -> None:
     async with open_sides(later) as sides, trio.open_nursery() as nursery:
         for n in reversed(range(30)):
             nursery.start_soon(ask, sides.client, n)
+
+
+async def test_answers_that_are_ready_together_go_together(
+    open_sides: OpenSides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    send_many = SocketChannel.send_many
+
+    async def counted(channel: SocketChannel, messages: Sequence[Message]) -> None:
+        together.append(len(messages))
+        await send_many(channel, messages)
+
+    monkeypatch.setattr(SocketChannel, "send_many", counted)
+
+    async def ask(session: Session, n: int) -> None:
+        assert (await session.request("echo", {"n": n})).head == {"n": n}
+
+    async with open_sides() as sides:
+        async with trio.open_nursery() as nursery:
+            for n in range(100):
+                nursery.start_soon(ask, sides.client, n)
+        await sides.server.wait_idle()
+    assert sum(together) == 100
+    assert max(together) > 1
+
+
+async def test_an_answer_does_not_wait_for_those_that_take_longer(open_sides: OpenSides) -> None:
+    """Whichever of them trio schedules first."""
+    quick_answered = trio.Event()
+
+    async def handle(call: Call) -> Reply:
+        if call.method == "slow":
+            await quick_answered.wait()
+        return Reply()
+
+    async def quick(session: Session) -> None:
+        await session.request("quick")
+        quick_answered.set()
+
+    for _ in range(10):
+        quick_answered = trio.Event()
+        async with open_sides(handle) as sides:
+            with trio.fail_after(10):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(quick, sides.client)
+                    for _ in range(20):
+                        nursery.start_soon(sides.client.request, "slow")
+                await sides.server.wait_idle()
+
+
+async def test_answers_that_cannot_go_do_not_keep_a_session_from_its_end(
+    open_hostile: OpenHostile,
+) -> None:
+    """The peer asks, reads nothing, and goes."""
+
+    async def large(call: Call) -> Reply:
+        return Reply({}, bytes(4000))
+
+    async with open_hostile(large) as hostile:
+        head = encode_head({"method": "x"})
+        for number in range(1000):
+            await hostile.send(MessageKind.REQUEST, 2 * number + 2, head=head)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0.01) as still_under_way:
+            await hostile.session.wait_idle()
+        assert still_under_way.cancelled_caught
+        await hostile.channel.aclose()
+        with trio.fail_after(10):
+            await hostile.session.wait_idle()
 
 
 async def test_both_sides_may_ask() -> None:
