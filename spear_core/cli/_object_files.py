@@ -1,0 +1,181 @@
+"""Objects from and to files, stdin and stdout: with a bar on a terminal, and never by half."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import trio
+
+from spear_core.api import NodeApi, ObjectReader, ObjectStat
+from spear_core.cli._input import Pieces
+from spear_core.cli._terminal import note, write_through
+from spear_core.errors import StoreCorruptError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["copy_to_stdout", "get_into_file", "put_from"]
+
+_BLOCK = 1 << 20
+_BAR_FROM = 4 << 20
+"""Bytes from which on a person may want to see how far it is."""
+
+
+class Bar:
+    """How far a transfer is; made by :func:`_progress`."""
+
+    def __init__(self, progress: Progress | None = None, task: TaskID | None = None) -> None:
+        self._progress = progress
+        self._task = task
+
+    def moved(self, count: int) -> None:
+        """So many bytes more."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, count)
+
+
+@contextmanager
+def _progress(name: str, size: int | None, *, done: int = 0) -> Iterator[Bar]:
+    """A bar on stderr, if that is a terminal and there is enough to move."""
+    if not sys.stderr.isatty() or (size is not None and size < _BAR_FROM):
+        yield Bar()
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(
+        f"{escape(name)}", *columns, console=Console(stderr=True), transient=True
+    ) as progress:
+        yield Bar(progress, progress.add_task("", total=size, completed=done))
+
+
+async def put_from(api: NodeApi, key: str, source: str, **options: Any) -> ObjectStat:
+    """Write the object out of a file, or out of stdin for ``-``.
+
+    :param options: of :meth:`~spear_core.api.ObjectApi.create`. :raises click.UsageError: it
+        cannot be read.
+    """
+    with Pieces(None, source) as pieces:
+        size = _size_of(source)
+        async with api.objects.create(key, size=size, **options) as writer:
+            with _progress(key, size) as bar:
+                while piece := await pieces.next():
+                    await writer.write(piece)
+                    bar.moved(len(piece))
+            return await writer.commit()
+
+
+def _size_of(source: str) -> int | None:
+    """Bytes of a regular file; of anything else nobody knows beforehand."""
+    if source == "-":
+        return None
+    found = os.stat(source)
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+async def copy_to_stdout(api: NodeApi, key: str, version: int | None = None) -> None:
+    """Write the object to stdout, as it comes."""
+    async with api.objects.read(key, version=version) as reader:
+        with _progress(key, reader.stat.size if not sys.stdout.isatty() else 0) as bar:
+            async for piece in reader:
+                await trio.to_thread.run_sync(write_through, piece, abandon_on_cancel=True)
+                bar.moved(len(piece))
+
+
+async def get_into_file(
+    api: NodeApi, key: str, path: Path, *, version: int | None = None, resume: bool = False
+) -> ObjectStat:
+    """Read the object into a file that is there only when it is whole, and then replaces what was
+    there before.
+
+    :param resume: go on with what an earlier attempt has left, and leave it when this one fails.
+    :raises StoreCorruptError: it is not what its checksum says.
+    """
+    if version is None:
+        version = (await api.objects.stat(key)).version
+    with _part_of(path, version, resume=resume) as file:
+        return await _fetch(api, key, version, file)
+
+
+@contextmanager
+def _part_of(path: Path, version: int, *, resume: bool) -> Iterator[BinaryIO]:
+    """A file beside ``path`` that becomes it at the end of the block."""
+    part = path.with_name(f".{path.name}.{version}.part")
+    if resume:
+        _forget_others(path, part)
+    else:
+        part = path.with_name(f".{path.name}.{version}.{os.getpid()}.part")
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
+    try:
+        with open(os.open(part, flags, 0o666), "r+b") as file:
+            yield file
+        os.replace(part, path)
+    except BaseException as error:
+        if not resume or isinstance(error, StoreCorruptError):
+            with suppress(OSError):
+                part.unlink()
+        raise
+
+
+def _forget_others(path: Path, part: Path) -> None:
+    """Parts of other versions are of no use any more."""
+    ours = re.compile(re.escape(f".{path.name}.") + r"\d+\.part")
+    for other in path.parent.iterdir():
+        if ours.fullmatch(other.name) and other != part:
+            other.unlink()
+            note(f"the object has changed since {other.name} was left; starting anew")
+
+
+async def _fetch(api: NodeApi, key: str, version: int, file: BinaryIO) -> ObjectStat:
+    """The rest of the object, from the end of the file on."""
+    offset = os.fstat(file.fileno()).st_size
+    async with api.objects.read(key, version=version, offset=offset) as reader:
+        found = reader.stat
+        digest = hashlib.sha256() if found.sha256 else None
+        if offset:
+            note(f"going on after {offset} bytes of {found.size}")
+            await trio.to_thread.run_sync(_hash_part, file, digest)
+        with _progress(key, found.size, done=offset) as bar:
+            await _copy(reader, file, digest, bar)
+        if digest is not None and digest.hexdigest() != found.sha256:
+            raise StoreCorruptError(
+                f"object {key!r}: what came is not what was stored (sha256 {digest.hexdigest()}, "
+                f"expected {found.sha256}); nothing was kept. Get it again; if that does not help, "
+                "the node's store is damaged"
+            )
+    return found
+
+
+async def _copy(reader: ObjectReader, file: BinaryIO, digest: Any, bar: Bar) -> None:
+    async for piece in reader:
+        await trio.to_thread.run_sync(_write, file, digest, piece)
+        bar.moved(len(piece))
+
+
+def _write(file: BinaryIO, digest: Any, piece: bytes) -> None:
+    file.write(piece)
+    if digest is not None:
+        digest.update(piece)
+
+
+def _hash_part(file: BinaryIO, digest: Any) -> None:
+    """Also goes to the end of the file."""
+    while block := file.read(_BLOCK):
+        if digest is not None:
+            digest.update(block)

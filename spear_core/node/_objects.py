@@ -1,0 +1,241 @@
+"""The node's objects, for its callers: ObjectApi over the node's store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from spear_core.api import (
+    NODE_OBJECTS,
+    OCTETS,
+    ObjectApi,
+    ObjectChanges,
+    ObjectHolder,
+    ObjectOperation,
+    ObjectPage,
+    ObjectReader,
+    ObjectStat,
+    ObjectStore,
+    ObjectView,
+    ObjectWriter,
+    PutObject,
+    StoreUsage,
+)
+from spear_core.errors import InvalidRequestError, ObjectForbiddenError
+
+__all__ = ["LocalObjects", "StoreSource", "ViewReader", "WithoutOurs", "list_without_ours"]
+
+StoreSource = Callable[[], Awaitable[ObjectStore]]
+"""Gives the node's object store, and opens it the first time."""
+
+_PIECE = 256 << 10
+_MOST_LISTED = 10_000
+_AFTER_OURS = NODE_OBJECTS + "\U0010ffff"
+_NOT_CACHED = getattr(os, "RWF_NOWAIT", 0)
+
+
+class LocalObjects(ObjectApi):
+    """What callers do with the objects in this process."""
+
+    def __init__(self, store: StoreSource) -> None:
+        self._store = store
+
+    async def put(
+        self,
+        key: str,
+        value: bytes | bytearray | memoryview,
+        *,
+        expect: int | str | None = None,
+        content_type: str = OCTETS,
+        ttl: float | None = None,
+        hashed: bool = True,
+    ) -> ObjectStat:
+        operation = PutObject(
+            key=key, value=value, expect=expect, content_type=content_type, ttl=ttl, hashed=hashed
+        )
+        (stat,) = await self.transact([operation])
+        assert stat is not None
+        return stat
+
+    @asynccontextmanager
+    async def create(
+        self,
+        key: str,
+        *,
+        expect: int | str | None = None,
+        content_type: str = OCTETS,
+        ttl: float | None = None,
+        hashed: bool = True,
+        size: int | None = None,
+    ) -> AsyncGenerator[ObjectWriter]:
+        _check_writable(key)
+        store = await self._store()
+        async with store.create(
+            key, expect=expect, content_type=content_type, ttl=ttl, hashed=hashed, size=size
+        ) as writer:
+            yield writer
+
+    @asynccontextmanager
+    async def read(
+        self, key: str, *, version: int | None = None, offset: int = 0
+    ) -> AsyncGenerator[ObjectReader]:
+        _check_key(key)
+        store = await self._store()
+        async with store.open(key, version=version) as view:
+            if not 0 <= offset <= view.stat.size:
+                raise InvalidRequestError(
+                    f"offset {offset} is not within object {key!r}, whose version "
+                    f"{view.stat.version} has {view.stat.size} bytes"
+                )
+            async with ViewReader(view, offset) as reader:
+                yield reader
+
+    async def transact(
+        self, operations: Sequence[ObjectOperation]
+    ) -> tuple[ObjectStat | None, ...]:
+        for operation in operations:
+            _check_writable(operation.key)
+        return await (await self._store()).transact(operations)
+
+    async def stat(self, key: str) -> ObjectStat:
+        _check_key(key)
+        return await (await self._store()).stat(key)
+
+    async def list(
+        self, prefix: str = "", *, after: str | None = None, limit: int = 1000
+    ) -> ObjectPage:
+        if not 1 <= limit <= _MOST_LISTED:
+            raise InvalidRequestError(f"limit: must be 1 to {_MOST_LISTED}, not {limit}")
+        store = await self._store()
+        if prefix.startswith(NODE_OBJECTS):
+            return await store.list(prefix, after=after, limit=limit)
+        return await list_without_ours(store.list, prefix, after=after, limit=limit)
+
+    async def add_ref(self, key: str, *, holder: str = "") -> ObjectStat:
+        _check_writable(key)
+        return await (await self._store()).add_ref(key, holder=holder)
+
+    async def remove_ref(self, key: str, *, holder: str = "") -> ObjectStat | None:
+        _check_writable(key)
+        return await (await self._store()).remove_ref(key, holder=holder)
+
+    async def holders(self, key: str) -> Sequence[ObjectHolder]:
+        _check_key(key)
+        return await (await self._store()).holders(key)
+
+    async def pin(self, key: str) -> ObjectStat:
+        _check_writable(key)
+        return await (await self._store()).pin(key)
+
+    async def unpin(self, key: str) -> ObjectStat | None:
+        _check_writable(key)
+        return await (await self._store()).unpin(key)
+
+    async def delete(self, key: str, *, expect: int | str | None = None) -> None:
+        _check_writable(key)
+        await (await self._store()).delete(key, expect=expect)
+
+    @asynccontextmanager
+    async def watch(
+        self, prefix: str = "", *, start_revision: int | None = None
+    ) -> AsyncGenerator[trio.abc.ReceiveChannel[ObjectChanges]]:
+        store = await self._store()
+        async with store.watch(prefix, start_revision=start_revision) as changes:
+            yield changes if prefix.startswith(NODE_OBJECTS) else WithoutOurs(changes)
+
+    async def usage(self) -> StoreUsage:
+        return await (await self._store()).usage()
+
+
+def _check_key(key: str) -> None:
+    """What is wrong with a key for any store, the store says."""
+    if key.startswith("/"):
+        raise InvalidRequestError(
+            f"key {key[:100]!r}: a caller of the node writes every key whole, without a '/' before "
+            f"it: {key[:100].lstrip('/')!r}"
+        )
+
+
+def _check_writable(key: str) -> None:
+    _check_key(key)
+    if key.startswith(NODE_OBJECTS):
+        raise ObjectForbiddenError(
+            f"{key[:100]!r}: keys that begin with {NODE_OBJECTS!r} are the node's own and can only "
+            "be read"
+        )
+
+
+async def list_without_ours(
+    list_: Callable[..., Awaitable[ObjectPage]], prefix: str, *, after: str | None, limit: int
+) -> ObjectPage:
+    """A page as ``list_`` (of a store, a snapshot) gives it, with the node's own objects left
+    out."""
+    page = await list_(prefix, after=after, limit=limit)
+    if not any(stat.key.startswith(NODE_OBJECTS) for stat in page.objects):
+        return page
+    before = [stat for stat in page.objects if stat.key < NODE_OBJECTS]
+    behind = await list_(prefix, after=max(after or "", _AFTER_OURS), limit=limit - len(before))
+    return ObjectPage(
+        objects=(*before, *behind.objects), next_key=behind.next_key, revision=page.revision
+    )
+
+
+class ViewReader(ObjectReader):
+    """Reads what a view shows; the view outlives it."""
+
+    def __init__(self, view: ObjectView, offset: int) -> None:
+        self.stat = view.stat
+        self._view = view
+        self._offset = offset
+        self._open = True
+
+    async def receive(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if not self._open:
+            raise trio.ClosedResourceError
+        end = min(self._offset + _PIECE, self.stat.size)
+        if self._offset >= end:
+            raise trio.EndOfChannel
+        piece = self._cached(end)
+        if piece is None:  # it lies on the disk only, and the node does not wait for that
+            piece = await trio.to_thread.run_sync(bytes, self._view.data[self._offset : end])
+        self._offset += len(piece)
+        return piece
+
+    def _cached(self, end: int) -> bytes | None:
+        """The next piece if it is in memory, or what is of it."""
+        if self._view.fd is not None and _NOT_CACHED:
+            buffer = bytearray(end - self._offset)
+            try:
+                count = os.preadv(self._view.fd, [buffer], self._offset, _NOT_CACHED)
+            except BlockingIOError:
+                return None
+            except OSError:  # not for this kind of file, which then is memory
+                pass
+            else:
+                return bytes(memoryview(buffer)[:count]) if count else None
+        return bytes(self._view.data[self._offset : end])
+
+    async def aclose(self) -> None:
+        self._open = False
+        await trio.lowlevel.checkpoint()
+
+
+class WithoutOurs(trio.abc.ReceiveChannel[ObjectChanges]):
+    """A watch from which the node's own objects are left out."""
+
+    def __init__(self, changes: trio.abc.ReceiveChannel[ObjectChanges]) -> None:
+        self._changes = changes
+
+    async def receive(self) -> ObjectChanges:
+        while True:
+            found = await self._changes.receive()
+            left = tuple(c for c in found.changes if not c.key.startswith(NODE_OBJECTS))
+            if left:
+                return ObjectChanges(revision=found.revision, changes=left)
+
+    async def aclose(self) -> None:
+        await self._changes.aclose()
