@@ -14,6 +14,7 @@ from spear_core.api._plugin import PluginContext
 from spear_core.api._runtime import Capability
 
 __all__ = [
+    "OCTETS",
     "CheckObject",
     "DeleteObject",
     "ObjectChange",
@@ -21,16 +22,21 @@ __all__ = [
     "ObjectHolder",
     "ObjectOperation",
     "ObjectPage",
+    "ObjectSnapshot",
     "ObjectStat",
     "ObjectStore",
     "ObjectStoreSpec",
     "ObjectView",
+    "ObjectWriter",
     "PutObject",
+    "SealedFile",
+    "StoreUsage",
 ]
 
 C = TypeVar("C")
 
-_OCTETS = "application/octet-stream"
+OCTETS = "application/octet-stream"
+"""The content type of an object whose writer did not name one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -71,14 +77,28 @@ class ObjectPage:
     """The store's revision that this page shows: watch from the one after it."""
 
 
+@attrs.frozen
+class SealedFile:
+    """A value that lies in memory which nobody can change any more, to be put without a copy.
+
+    It is a memfd (``os.memfd_create`` with ``MFD_ALLOW_SEALING``) that has been sealed with
+    ``F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK``. A store duplicates the descriptor, or copies
+    what is in it, when it is called and before it awaits anything; the caller keeps its own.
+    """
+
+    fd: int
+    size: int
+    """Bytes; all that is in the file."""
+
+
 @attrs.frozen(kw_only=True)
 class PutObject:
     """Write a new version. See :meth:`ObjectStore.put`."""
 
     key: str
-    value: bytes | bytearray | memoryview
+    value: bytes | bytearray | memoryview | SealedFile
     expect: int | str | None = None
-    content_type: str = _OCTETS
+    content_type: str = OCTETS
     ttl: float | None = None
     hashed: bool = True
 
@@ -145,6 +165,76 @@ class ObjectView:
     process; closed with the block. ``None``: this store, or so small an object, has none."""
 
 
+class ObjectWriter(ABC):
+    """A new version that is written piece by piece; made by :meth:`ObjectStore.create`.
+
+    One task at a time uses it, else :exc:`trio.BusyResourceError`. After :meth:`commit`, or when
+    its block is over, both methods raise :exc:`trio.ClosedResourceError`.
+    """
+
+    @abstractmethod
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append a piece. What the caller does to ``data`` afterwards does not reach the store.
+
+        **Raises** :exc:`~spear_core.errors.StoreFullError` when the store's limit, or the disk,
+        does not allow so much, and :exc:`~spear_core.errors.InvalidRequestError` when it is more
+        than the ``size`` that was announced. The writer is closed then, and when this is
+        cancelled.
+        """
+
+    @abstractmethod
+    async def commit(self) -> ObjectStat:
+        """Make what was written the new version, as :meth:`ObjectStore.put` does.
+
+        **Raises** what ``put`` raises, ``expect`` being looked at now, and
+        :exc:`~spear_core.errors.InvalidRequestError` when less was written than announced. The
+        writer is closed in every case.
+        """
+
+
+class ObjectSnapshot(ABC):
+    """All objects as they were at one revision; made by :meth:`ObjectStore.snapshot`.
+
+    References and pins have no history: ``refs`` and ``pinned`` are those of now, or of when the
+    version was written over or deleted. Every method may raise
+    :exc:`~spear_core.errors.SnapshotExpiredError`: the store had to keep more for it than it can
+    afford, and has ended it. Views that are open go on. After its block, every method raises
+    :exc:`trio.ClosedResourceError`.
+    """
+
+    revision: int
+
+    @abstractmethod
+    def open(self, key: str) -> AbstractAsyncContextManager[ObjectView]:
+        """As :meth:`ObjectStore.open`."""
+
+    @abstractmethod
+    async def stat(self, key: str) -> ObjectStat:
+        """As :meth:`ObjectStore.stat`."""
+
+    @abstractmethod
+    async def list(
+        self, prefix: str = "", *, after: str | None = None, limit: int = 1000
+    ) -> ObjectPage:
+        """As :meth:`ObjectStore.list`; all pages are of one picture."""
+
+    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
+        """As :meth:`ObjectStore.get`."""
+        async with self.open(key) as view:
+            return view.stat, bytes(view.data)
+
+
+@attrs.frozen(kw_only=True)
+class StoreUsage:
+    """How much is in a store of objects."""
+
+    objects: int
+    bytes: int
+    """Sum of the current values, and of what is being written into :class:`ObjectWriter`."""
+    limit_bytes: int
+    """What ``bytes`` may be at most."""
+
+
 class ObjectStore(ABC):
     """Mutable, versioned objects with optimistic concurrency, reference counts and pins.
 
@@ -155,6 +245,9 @@ class ObjectStore(ABC):
 
     Where a method takes ``expect``, it is the version, or the content hash (``sha256``), that the
     object must have now; ``0``: it must not exist; ``None``: whatever it is.
+
+    An old version stays for as long as it can be seen: while a view of it is open, or a snapshot
+    of a revision at which it was current. Then it is collected.
 
     No method changes anything when it raises or is cancelled.
     """
@@ -171,14 +264,51 @@ class ObjectStore(ABC):
         """
 
     @abstractmethod
-    def open(self, key: str) -> AbstractAsyncContextManager[ObjectView]:
-        """The current version, without a copy where the store can.
+    def open(
+        self, key: str, *, version: int | None = None
+    ) -> AbstractAsyncContextManager[ObjectView]:
+        """The current version, or the one that is named, without a copy where the store can.
 
         What the view shows never changes: later writes make new versions elsewhere, and a deleted
         object's view stays readable. A durable store keeps the space until the block ends.
 
-        **Raises** :exc:`~spear_core.errors.ObjectNotFoundError` on entering.
+        **Raises** :exc:`~spear_core.errors.ObjectNotFoundError` on entering: there is no such
+        object, or the version is gone (nothing shows it any more), or never was.
         """
+
+    @abstractmethod
+    def snapshot(self) -> AbstractAsyncContextManager[ObjectSnapshot]:
+        """All objects as they are now, for as long as the block lasts.
+
+        What is written over or deleted meanwhile is kept for it, within a limit of the store.
+        """
+
+    @abstractmethod
+    def create(
+        self,
+        key: str,
+        *,
+        expect: int | str | None = None,
+        content_type: str = OCTETS,
+        ttl: float | None = None,
+        hashed: bool = True,
+        size: int | None = None,
+    ) -> AbstractAsyncContextManager[ObjectWriter]:
+        """Write a new version piece by piece: for values that are larger than memory allows.
+
+        Nothing is to be seen before :meth:`ObjectWriter.commit`. A block that is left without it
+        leaves nothing behind.
+
+        :param size: how many bytes it will be, if that is known: a store that has no room for them
+            says so on entering. It has to be exact. The rest is as in :meth:`put`.
+
+        **Raises** on entering :exc:`~spear_core.errors.StoreFullError`, and
+        :exc:`~spear_core.errors.InvalidRequestError` for a bad key or parameter.
+        """
+
+    @abstractmethod
+    async def usage(self) -> StoreUsage:
+        """How many objects there are, and how much room is left."""
 
     @abstractmethod
     async def stat(self, key: str) -> ObjectStat:
@@ -251,10 +381,10 @@ class ObjectStore(ABC):
     async def put(
         self,
         key: str,
-        value: bytes | bytearray | memoryview,
+        value: bytes | bytearray | memoryview | SealedFile,
         *,
         expect: int | str | None = None,
-        content_type: str = _OCTETS,
+        content_type: str = OCTETS,
         ttl: float | None = None,
         hashed: bool = True,
     ) -> ObjectStat:
@@ -263,10 +393,12 @@ class ObjectStore(ABC):
         :param ttl: seconds until it is collected, if nothing keeps it then; ``None``: never, also
             if the version before had one.
         :param hashed: compute ``sha256``. It takes longer than all the rest for a large value.
+        :param content_type: at most 200 bytes in UTF-8.
 
         **Raises** :exc:`~spear_core.errors.ObjectConflictError` (with the current version) when
         the object is not what ``expect`` says; :exc:`~spear_core.errors.StoreFullError` when the
-        store's limit would be passed; :exc:`~spear_core.errors.InvalidRequestError` for a bad key.
+        store's limit would be passed; :exc:`~spear_core.errors.InvalidRequestError` for a bad key,
+        and for a :class:`SealedFile` that is not sealed, or has another size.
         """
         operation = PutObject(
             key=key, value=value, expect=expect, content_type=content_type, ttl=ttl, hashed=hashed
@@ -275,10 +407,10 @@ class ObjectStore(ABC):
         assert stat is not None
         return stat
 
-    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
-        """A copy of the current version. **Raises**
+    async def get(self, key: str, *, version: int | None = None) -> tuple[ObjectStat, bytes]:
+        """A copy of the current version, or of the one that is named, as :meth:`open`. **Raises**
         :exc:`~spear_core.errors.ObjectNotFoundError`."""
-        async with self.open(key) as view:
+        async with self.open(key, version=version) as view:
             return view.stat, bytes(view.data)
 
     def get_nowait(self, key: str) -> bytes:

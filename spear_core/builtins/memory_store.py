@@ -3,48 +3,60 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
+import heapq
 import itertools
+import os
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import attrs
 import trio
 
 from spear_core.api import (
+    OCTETS,
     CheckObject,
     ObjectChange,
     ObjectChanges,
     ObjectHolder,
     ObjectOperation,
     ObjectPage,
+    ObjectSnapshot,
     ObjectStat,
     ObjectStore,
     ObjectView,
+    ObjectWriter,
     PluginContext,
     PutObject,
+    SealedFile,
+    StoreUsage,
 )
+from spear_core.builtins._memory_values import SMALL, MemoryValue, MemoryValues, write_all
 from spear_core.errors import InvalidRequestError, ObjectNotFoundError, StoreFullError
 from spear_core.stores import (
     Deadlines,
     HistoryChannel,
     News,
+    Picture,
+    PieceWriter,
+    Versions,
     check_holder,
     check_limit,
     check_object_key,
     check_operations,
+    check_size,
     check_ttl,
     object_as_expected,
     object_conflict,
     past_revision,
+    version_gone,
 )
 
 __all__ = ["MemoryObjectStore", "MemoryStoreConfig", "open_memory_store"]
 
-_HASH_INLINE = 1 << 20
-"""Values over a mebibyte (about a millisecond of sha256) are hashed in a thread."""
+_INLINE = 1 << 20
+"""Values over a mebibyte (about a millisecond of sha256) are copied and hashed in a thread."""
 
 _HISTORY = 10_000
 """Revisions that a watch can begin at."""
@@ -59,6 +71,12 @@ class MemoryStoreConfig:
 
     memory_store_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.gt(0))
     """Sum of the values; a write that would pass it is refused."""
+    memory_store_files: int = attrs.field(default=256, validator=attrs.validators.ge(0))
+    """Values over 64 KiB that have a file descriptor, so that other processes can map them;
+    further ones are copied when another process needs them."""
+    memory_snapshot_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.gt(0))
+    """Old versions that snapshots may keep, beside; the oldest snapshot that needs more is
+    ended."""
 
 
 @asynccontextmanager
@@ -66,7 +84,11 @@ async def open_memory_store(
     context: PluginContext, config: MemoryStoreConfig
 ) -> AsyncGenerator[ObjectStore, None]:
     """An empty store that lives as long as the block."""
-    store = MemoryObjectStore(max_bytes=config.memory_store_bytes)
+    store = MemoryObjectStore(
+        max_bytes=config.memory_store_bytes,
+        max_files=config.memory_store_files,
+        max_kept=config.memory_snapshot_bytes,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.collect_expired)
         nursery.start_soon(store.release_silent)
@@ -77,7 +99,15 @@ async def open_memory_store(
 @attrs.frozen
 class _Object:
     stat: ObjectStat
-    value: bytes
+    value: MemoryValue
+
+
+@attrs.frozen
+class _New:
+    """A value on its way."""
+
+    value: MemoryValue
+    digest: str
 
 
 class MemoryObjectStore(ObjectStore):
@@ -87,11 +117,17 @@ class MemoryObjectStore(ObjectStore):
     :meth:`release_silent` run.
 
     :param max_bytes: limit for the sum of the current values; what only views still show is beside.
+    :param max_files: how many values may have a descriptor. :param max_kept: see
+        :class:`MemoryStoreConfig`.
     """
 
-    def __init__(self, *, max_bytes: int) -> None:
+    def __init__(self, *, max_bytes: int, max_files: int = 256, max_kept: int = 256 << 20) -> None:
         self._max_bytes = max_bytes
         self._used = 0
+        self._reserved = 0
+        self._values = MemoryValues(max_files=max_files)
+        self._versions: Versions[_Object] = Versions(limit=max_kept)
+        self._threads = trio.CapacityLimiter(4)
         self._revision = 0
         self._objects: dict[str, _Object] = {}
         self._keys: list[str] = []
@@ -124,10 +160,34 @@ class MemoryObjectStore(ObjectStore):
         self, operations: Sequence[ObjectOperation]
     ) -> tuple[ObjectStat | None, ...]:
         check_operations(operations)
+        puts = [op for op in operations if isinstance(op, PutObject)]
+        sealed = {
+            op.key: self._values.adopt(op.value) for op in puts if isinstance(op.value, SealedFile)
+        }
         await trio.lowlevel.checkpoint()
-        values = {op.key: bytes(op.value) for op in operations if isinstance(op, PutObject)}
-        hashes = {op.key: await _sha256(values[op.key]) for op in operations if _hashed(op)}
-        # from here on nothing waits
+        values = {op.key: await self._prepare(op, sealed.get(op.key)) for op in puts}
+        return self._apply(operations, values)
+
+    async def _prepare(self, operation: PutObject, value: MemoryValue | None) -> _New:
+        given = operation.value
+
+        def work() -> _New:
+            if isinstance(given, SealedFile):
+                assert value is not None
+                made = self._values.settled(value)
+            else:
+                with memoryview(given) as view, view.cast("B") as octets:
+                    made = self._values.make(octets)
+            return _New(made, made.sha256() if operation.hashed else "")
+
+        size = given.size if isinstance(given, SealedFile) else memoryview(given).nbytes
+        if size <= _INLINE:
+            return work()
+        return await trio.to_thread.run_sync(work, limiter=self._threads)
+
+    def _apply(
+        self, operations: Sequence[ObjectOperation], values: dict[str, _New]
+    ) -> tuple[ObjectStat | None, ...]:
         for operation in operations:
             self._check_expected(operation.key, self._objects.get(operation.key), operation.expect)
             if not isinstance(operation, PutObject) and operation.expect is None:
@@ -137,7 +197,7 @@ class MemoryObjectStore(ObjectStore):
         for operation in operations:
             key = operation.key
             if isinstance(operation, PutObject):
-                stat = self._write(operation, values[key], hashes.get(key, ""))
+                stat = self._write(operation, values[key].value, values[key].digest)
                 changed.append(ObjectChange(key=key, now=stat))
             elif not isinstance(operation, CheckObject) and key in self._objects:
                 self._drop(key)
@@ -146,23 +206,28 @@ class MemoryObjectStore(ObjectStore):
         after = (self._objects.get(operation.key) for operation in operations)
         return tuple(found.stat if found else None for found in after)
 
-    def _check_room(self, values: dict[str, bytes]) -> None:
-        more = sum(map(len, values.values()))
-        less = sum(self._objects[key].stat.size for key in values if key in self._objects)
-        if self._used - less + more > self._max_bytes:
+    def _check_room(self, values: dict[str, _New]) -> None:
+        more = sum(new.value.size for new in values.values())
+        self._check_more(more, values)
+
+    def _check_more(self, more: int, keys: Collection[str]) -> None:
+        """Whether values of so many bytes may take the place of what those keys have."""
+        less = sum(self._objects[key].stat.size for key in keys if key in self._objects)
+        used = self._used + self._reserved
+        if used - less + more > self._max_bytes:
             raise StoreFullError(
-                f"writing {more} bytes to {', '.join(map(repr, values))} would pass the store's "
-                f"limit of {self._max_bytes} bytes ({self._used} in use); delete objects, or raise "
+                f"writing {more} bytes to {', '.join(map(repr, keys))} would pass the store's "
+                f"limit of {self._max_bytes} bytes ({used} in use); delete objects, or raise "
                 f"plugins.builtins.memory_store_bytes"
             )
 
-    def _write(self, operation: PutObject, value: bytes, digest: str) -> ObjectStat:
+    def _write(self, operation: PutObject, value: MemoryValue, digest: str) -> ObjectStat:
         key, now = operation.key, time.time()
         old = self._objects.get(key)
         before = old.stat.version if old else self._last_versions.pop(key, self._forgotten_version)
         stat = ObjectStat(
             key=key,
-            size=len(value),
+            size=value.size,
             version=before + 1,
             revision=self._revision + 1,
             sha256=digest,
@@ -175,32 +240,96 @@ class MemoryObjectStore(ObjectStore):
         )
         if old is None:
             bisect.insort(self._keys, key)
+        else:
+            self._supersede(old)
         self._objects[key] = _Object(stat, value)
-        self._used += len(value) - (old.stat.size if old else 0)
+        self._used += value.size - (old.stat.size if old else 0)
         if operation.ttl is None:
             self._expiring.discard(key)
         else:
             self._expiring.set(key, operation.ttl)
         return stat
 
-    @asynccontextmanager
-    async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
-        await trio.lowlevel.checkpoint()
-        found = self._find(key)
-        data = memoryview(found.value)
-        try:
-            yield ObjectView(stat=found.stat, data=data)
-        finally:
-            with suppress(BufferError):  # an array over it lives on
-                data.release()
+    def _supersede(self, old: _Object) -> None:
+        stat = old.stat
+        self._versions.supersede(
+            stat.key, stat.version, old,
+            written=stat.revision, ended=self._revision + 1, size=stat.size,
+        )  # fmt: skip
 
-    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
+    @asynccontextmanager
+    async def open(
+        self, key: str, *, version: int | None = None
+    ) -> AsyncGenerator[ObjectView, None]:
         await trio.lowlevel.checkpoint()
-        found = self._find(key)
-        return found.stat, found.value
+        with self._shown(self._find(key) if version is None else self._version(key, version)) as v:
+            yield v
+
+    @contextmanager
+    def _shown(self, found: _Object) -> Iterator[ObjectView]:
+        stat = found.stat
+        with (
+            self._versions.viewing(stat.key, stat.version, found),
+            found.value.shown() as (data, fd),
+        ):
+            yield ObjectView(stat=stat, data=data, fd=fd)
+
+    async def get(self, key: str, *, version: int | None = None) -> tuple[ObjectStat, bytes]:
+        await trio.lowlevel.checkpoint()
+        found = self._find(key) if version is None else self._version(key, version)
+        return await self._copied(found)
+
+    async def _copied(self, found: _Object) -> tuple[ObjectStat, bytes]:
+        if found.stat.size <= _INLINE or found.value.small is not None:
+            return found.stat, found.value.copied()
+        value = await trio.to_thread.run_sync(found.value.copied, limiter=self._threads)
+        return found.stat, value
 
     def get_nowait(self, key: str) -> bytes:
-        return self._find(key).value
+        value = self._find(key).value
+        if value.small is None and value.size > _INLINE:
+            raise trio.WouldBlock
+        return value.copied()
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[ObjectSnapshot, None]:
+        await trio.lowlevel.checkpoint()
+        picture = self._versions.open_picture(self._revision)
+        try:
+            yield _Snapshot(self, picture)
+        finally:
+            self._versions.close_picture(picture)
+
+    @asynccontextmanager
+    async def create(
+        self,
+        key: str,
+        *,
+        expect: int | str | None = None,
+        content_type: str = OCTETS,
+        ttl: float | None = None,
+        hashed: bool = True,
+        size: int | None = None,
+    ) -> AsyncGenerator[ObjectWriter, None]:
+        operation = PutObject(
+            key=key, value=b"", expect=expect, content_type=content_type, ttl=ttl, hashed=hashed
+        )
+        check_operations([operation])
+        check_size(size)
+        await trio.lowlevel.checkpoint()
+        writer = _Writer(self, operation, size)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+    async def usage(self) -> StoreUsage:
+        await trio.lowlevel.checkpoint()
+        return StoreUsage(
+            objects=len(self._objects),
+            bytes=self._used + self._reserved,
+            limit_bytes=self._max_bytes,
+        )
 
     async def stat(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()
@@ -211,14 +340,17 @@ class MemoryObjectStore(ObjectStore):
     ) -> ObjectPage:
         check_limit(limit)
         await trio.lowlevel.checkpoint()
+        found = (self._objects[key].stat for key in self._keys_from(prefix, after))
+        return _page(found, limit, self._revision)
+
+    def _keys_from(self, prefix: str, after: str | None) -> Iterator[str]:
         start = bisect.bisect_left(self._keys, prefix)
         if after is not None:
             start = max(start, bisect.bisect_right(self._keys, after))
-        keys = self._keys[start : start + limit + 1]
-        matching = [key for key in keys if key.startswith(prefix)]
-        page = tuple(self._objects[key].stat for key in matching[:limit])
-        next_key = page[-1].key if len(matching) > limit else None
-        return ObjectPage(objects=page, next_key=next_key, revision=self._revision)
+        for place in range(start, len(self._keys)):
+            if not self._keys[place].startswith(prefix):
+                return
+            yield self._keys[place]
 
     # ---- what keeps an object
 
@@ -335,6 +467,23 @@ class MemoryObjectStore(ObjectStore):
             check_object_key(key)
             raise ObjectNotFoundError(f"there is no object {key!r}") from None
 
+    def _version(self, key: str, version: int) -> _Object:
+        found = self._objects.get(key)
+        if found is not None and found.stat.version == version:
+            return found
+        old = self._versions.find(key, version)
+        if old is None:
+            check_object_key(key)
+            raise version_gone(key, version, found.stat.version if found else None)
+        return old
+
+    def _at(self, key: str, revision: int) -> _Object | None:
+        """What was current then, of a picture that is open."""
+        found = self._objects.get(key)
+        if found is not None and found.stat.revision <= revision:
+            return found
+        return self._versions.at(key, revision)
+
     def _change(
         self, key: str, *, refs: int | None = None, pinned: bool | None = None
     ) -> ObjectStat:
@@ -353,6 +502,7 @@ class MemoryObjectStore(ObjectStore):
         self._publish([ObjectChange(key=key, now=None) for key in keys])
 
     def _drop(self, key: str) -> None:
+        self._supersede(self._objects[key])
         gone = self._objects.pop(key).stat
         del self._keys[bisect.bisect_left(self._keys, key)]
         self._used -= gone.size
@@ -373,11 +523,109 @@ class MemoryObjectStore(ObjectStore):
             raise object_conflict(key, stat, expect)
 
 
-def _hashed(operation: ObjectOperation) -> bool:
-    return isinstance(operation, PutObject) and operation.hashed
+def _page(found: Iterator[ObjectStat], limit: int, revision: int) -> ObjectPage:
+    objects = tuple(itertools.islice(found, limit))
+    more = next(found, None) is not None
+    return ObjectPage(
+        objects=objects, next_key=objects[-1].key if more else None, revision=revision
+    )
 
 
-async def _sha256(value: bytes) -> str:
-    if len(value) <= _HASH_INLINE:
-        return hashlib.sha256(value).hexdigest()
-    return await trio.to_thread.run_sync(lambda: hashlib.sha256(value).hexdigest())
+class _Snapshot(ObjectSnapshot):
+    def __init__(self, store: MemoryObjectStore, picture: Picture) -> None:
+        self._store = store
+        self._picture = picture
+        self.revision = picture.revision
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
+        await trio.lowlevel.checkpoint()
+        with self._store._shown(self._find(key)) as view:
+            yield view
+
+    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
+        await trio.lowlevel.checkpoint()
+        return await self._store._copied(self._find(key))
+
+    async def stat(self, key: str) -> ObjectStat:
+        await trio.lowlevel.checkpoint()
+        return self._find(key).stat
+
+    async def list(
+        self, prefix: str = "", *, after: str | None = None, limit: int = 1000
+    ) -> ObjectPage:
+        check_limit(limit)
+        await trio.lowlevel.checkpoint()
+        self._picture.check()
+        return _page(self._listed(prefix, after), limit, self.revision)
+
+    def _listed(self, prefix: str, after: str | None) -> Iterator[ObjectStat]:
+        store = self._store
+        keys = heapq.merge(store._keys_from(prefix, after), store._versions.keys(prefix, after))
+        for key, _ in itertools.groupby(keys):
+            if (found := store._at(key, self.revision)) is not None:
+                yield found.stat
+
+    def _find(self, key: str) -> _Object:
+        self._picture.check()
+        found = self._store._at(key, self.revision)
+        if found is None:
+            check_object_key(key)
+            raise ObjectNotFoundError(f"there was no object {key!r} at revision {self.revision}")
+        return found
+
+
+class _Writer(PieceWriter):
+    """Writes into memory that is sealed at the end; into bytes where no descriptor is left."""
+
+    def __init__(self, store: MemoryObjectStore, operation: PutObject, size: int | None) -> None:
+        super().__init__(size=size, hashed=operation.hashed, small=SMALL, threads=store._threads)
+        self._store = store
+        self._operation = operation
+        self._room = 0
+        self._file: int | None = None
+        self._pieces: list[bytes] = []
+        self._begun = False
+        if size is not None:
+            self._take(size)
+
+    def _dispose(self) -> None:
+        self._store._reserved -= self._room
+        self._room = 0
+        self._pieces.clear()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _take(self, more: int) -> None:
+        self._store._check_more(more, [self._operation.key])
+        self._store._reserved += more
+        self._room += more
+
+    def _reserve(self, total: int) -> None:
+        if total > self._room:
+            self._take(total - self._room)
+
+    def _append(self, piece: memoryview) -> None:
+        if not self._begun:
+            self._begun = True
+            self._file = self._store._values.begin()
+        if self._file is None:
+            self._pieces.append(bytes(piece))
+        else:
+            write_all(self._file, piece)
+
+    async def _publish(self, size: int, digest: str, small: bytes | None) -> ObjectStat:
+        if small is not None:
+            value = MemoryValue(small)
+        elif self._file is not None:
+            value = self._store._values.sealed(self._file, size)
+            self._file = None
+        else:
+            value = MemoryValue(b"".join(self._pieces))
+        self._store._reserved -= self._room
+        self._room = 0
+        new = {self._operation.key: _New(value, digest)}
+        (stat,) = self._store._apply([self._operation], new)
+        assert stat is not None
+        return stat

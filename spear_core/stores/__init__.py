@@ -1,7 +1,7 @@
 """Parts of which stores are made, for the built-in ones and for plugins.
 
-What every store has to do in the same way: checking what callers pass, telling watchers, and
-keeping deadlines.
+What every store has to do in the same way: checking what callers pass, telling watchers, keeping
+deadlines and old versions, and taking values piece by piece.
 """
 
 from spear_core.stores._checks import (
@@ -13,32 +13,44 @@ from spear_core.stores._checks import (
     check_metadata_key,
     check_object_key,
     check_operations,
+    check_size,
     check_transaction,
     check_ttl,
     compare_holds,
     object_as_expected,
     object_conflict,
     past_revision,
+    version_gone,
 )
 from spear_core.stores._deadlines import Deadlines
 from spear_core.stores._history import HistoryChannel, News
+from spear_core.stores._sealed import SEALS, check_sealed
+from spear_core.stores._versions import Picture, Versions
+from spear_core.stores._writing import PieceWriter
 
 __all__ = [
     "MAX_CHANGES",
     "MAX_KEY",
     "MAX_METADATA_VALUE",
+    "SEALS",
     "Deadlines",
     "HistoryChannel",
     "News",
+    "Picture",
+    "PieceWriter",
+    "Versions",
     "check_holder",
     "check_limit",
     "check_metadata_key",
     "check_object_key",
     "check_operations",
+    "check_sealed",
+    "check_size",
     "check_transaction",
     "check_ttl",
     "compare_holds",
     "object_as_expected",
     "object_conflict",
     "past_revision",
+    "version_gone",
 ]

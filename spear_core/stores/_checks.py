@@ -14,7 +14,12 @@ from spear_core.api import (
     PutKey,
     PutObject,
 )
-from spear_core.errors import CompactedError, InvalidRequestError, ObjectConflictError
+from spear_core.errors import (
+    CompactedError,
+    InvalidRequestError,
+    ObjectConflictError,
+    ObjectNotFoundError,
+)
 
 __all__ = [
     "MAX_CHANGES",
@@ -25,12 +30,14 @@ __all__ = [
     "check_metadata_key",
     "check_object_key",
     "check_operations",
+    "check_size",
     "check_transaction",
     "check_ttl",
     "compare_holds",
     "object_as_expected",
     "object_conflict",
     "past_revision",
+    "version_gone",
 ]
 
 MAX_KEY = 400
@@ -38,6 +45,9 @@ MAX_KEY = 400
 
 MAX_HOLDER = 200
 """Bytes of a holder's name."""
+
+MAX_CONTENT_TYPE = 200
+"""Bytes of a content type in UTF-8."""
 
 MAX_METADATA_VALUE = 1 << 20
 
@@ -86,8 +96,28 @@ def check_operations(operations: Sequence[ObjectOperation]) -> None:
                 f"two operations of one transaction name the key {operation.key!r}"
             )
         seen.add(operation.key)
-        if isinstance(operation, PutObject) and operation.ttl is not None:
-            check_ttl(operation.ttl)
+        if isinstance(operation, PutObject):
+            _check_content_type(operation.content_type)
+            if operation.ttl is not None:
+                check_ttl(operation.ttl)
+
+
+def _check_content_type(content_type: str) -> None:
+    try:
+        length = len(content_type.encode())
+    except UnicodeEncodeError:
+        length = MAX_CONTENT_TYPE + 1
+    if length > MAX_CONTENT_TYPE:
+        raise InvalidRequestError(
+            f"content_type: must have at most {MAX_CONTENT_TYPE} bytes in UTF-8"
+        )
+
+
+def check_size(size: int | None) -> None:
+    """**Raises** :exc:`~spear_core.errors.InvalidRequestError` for an announced size that is
+    none."""
+    if size is not None and size < 0:
+        raise InvalidRequestError(f"size: must be at least 0, not {size}")
 
 
 def object_as_expected(found: ObjectStat | None, expect: int | str) -> bool:
@@ -175,3 +205,21 @@ def object_conflict(key: str, found: ObjectStat | None, expect: int | str) -> Ob
         wanted = f"version {expect}" if isinstance(expect, int) else f"the content {expect[:12]}…"
         text = f"object {key!r} {state}, not at {wanted}; read it again and retry"
     return ObjectConflictError(text, current=current)
+
+
+def version_gone(key: str, version: int, current: int | None) -> ObjectNotFoundError:
+    """What to raise when a version is asked for that cannot be seen.
+
+    :param current: the version that is; ``None``: there is no such object.
+    """
+    if current is None:
+        return ObjectNotFoundError(
+            f"there is no object {key!r}, nor its version {version} any more"
+        )
+    if version > current:
+        return ObjectNotFoundError(
+            f"object {key!r} has no version {version} yet, it is at {current}"
+        )
+    return ObjectNotFoundError(
+        f"version {version} of object {key!r} is gone, it is at version {current}"
+    )

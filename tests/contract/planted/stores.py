@@ -6,8 +6,9 @@ without a bug and must pass everything.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import attrs
@@ -22,8 +23,10 @@ from spear_core.api import (
     ObjectStore,
     ObjectStoreSpec,
     ObjectView,
+    ObjectWriter,
     PluginContext,
     PutObject,
+    SealedFile,
 )
 from spear_core.builtins.memory_store import MemoryObjectStore, MemoryStoreConfig
 from spear_core.errors import (
@@ -315,8 +318,8 @@ class TestViewsAreCopies(StoreMutant):
 
     class Planted(MemoryObjectStore):
         @asynccontextmanager
-        async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
-            async with super().open(key) as view:
+        async def open(self, key: str, **rest: Any) -> AsyncGenerator[ObjectView, None]:
+            async with super().open(key, **rest) as view:
                 yield attrs.evolve(view, data=memoryview(bytes(view.data)))
 
     spec = store_spec(Planted)
@@ -329,8 +332,8 @@ class TestViewsMayBeWritten(StoreMutant):
 
     class Planted(MemoryObjectStore):
         @asynccontextmanager
-        async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
-            async with super().open(key) as view:
+        async def open(self, key: str, **rest: Any) -> AsyncGenerator[ObjectView, None]:
+            async with super().open(key, **rest) as view:
                 with memoryview(bytearray(view.data)) as data:
                     yield attrs.evolve(view, data=data)
 
@@ -395,7 +398,7 @@ class TestTimeToLiveStays(StoreMutant):
     caught_by = "test_objects_expire"
 
     class Planted(MemoryObjectStore):
-        def _write(self, operation: PutObject, value: bytes, digest: str) -> ObjectStat:
+        def _write(self, operation: PutObject, value: Any, digest: str) -> ObjectStat:
             if operation.ttl is None and operation.key in self._expiring:
                 operation = attrs.evolve(operation, ttl=0.1)
             return super()._write(operation, value, digest)
@@ -438,5 +441,165 @@ class TestWatchHidesTheGap(StoreMutant):
     class Planted(MemoryObjectStore):
         def _next_change(self, prefix: str, place: int) -> tuple[ObjectChanges | None, int]:
             return super()._next_change(prefix, max(place, 1))
+
+    spec = store_spec(Planted)
+
+
+class TestVersionIsForgotten(StoreMutant):
+    """A store that gives the current version, whichever it is asked for."""
+
+    caught_by = "test_versions_stay_while_they_are_shown"
+
+    class Planted(MemoryObjectStore):
+        def _version(self, key: str, version: int) -> Any:
+            return self._find(key)
+
+    spec = store_spec(Planted)
+
+
+class TestKeepsEveryVersion(StoreMutant):
+    """A store that never collects an old version."""
+
+    caught_by = "test_versions_stay_while_they_are_shown"
+
+    class Planted(MemoryObjectStore):
+        def _supersede(self, old: Any) -> None:
+            super()._supersede(old)
+            self.__dict__.setdefault("every", {})[old.stat.key, old.stat.version] = old
+
+        def _version(self, key: str, version: int) -> Any:
+            found = self.__dict__.get("every", {}).get((key, version))
+            return found or super()._version(key, version)
+
+    spec = store_spec(Planted)
+
+
+class TestSnapshotMoves(StoreMutant):
+    """A store whose snapshot shows what is written after it."""
+
+    caught_by = "test_snapshot_shows_one_revision"
+
+    class Planted(MemoryObjectStore):
+        def _at(self, key: str, revision: int) -> Any:
+            return self._objects.get(key)
+
+    spec = store_spec(Planted)
+
+
+class TestSnapshotForgetsTheDeleted(StoreMutant):
+    """A store whose snapshot lists only what is still there."""
+
+    caught_by = "test_snapshot_shows_one_revision"
+
+    class Planted(MemoryObjectStore):
+        def _at(self, key: str, revision: int) -> Any:
+            return super()._at(key, revision) if key in self._objects else None
+
+    spec = store_spec(Planted)
+
+
+class TestWriterShowsTooEarly(StoreMutant):
+    """A store in which a value that is being written can be seen."""
+
+    caught_by = "test_created_piece_by_piece"
+
+    class Planted(MemoryObjectStore):
+        @asynccontextmanager
+        async def create(self, key: str, **rest: Any) -> AsyncGenerator[ObjectWriter, None]:
+            async with super().create(key, **rest) as writer:
+                await self.put(key, b"")
+                yield writer
+
+    spec = store_spec(Planted)
+
+
+class TestWriterCommitsByItself(StoreMutant):
+    """A store that commits what was written when its block is left, whatever for."""
+
+    caught_by = "test_created_piece_by_piece"
+
+    class Planted(MemoryObjectStore):
+        @asynccontextmanager
+        async def create(self, key: str, **rest: Any) -> AsyncGenerator[ObjectWriter, None]:
+            async with super().create(key, **rest) as writer:
+                yield writer
+                with suppress(trio.ClosedResourceError):
+                    await writer.commit()
+
+    spec = store_spec(Planted)
+
+
+class TestWriterLooksTooEarly(StoreMutant):
+    """A store that looks at ``expect`` when the writing begins, and not again."""
+
+    caught_by = "test_created_as_expected"
+
+    class Planted(MemoryObjectStore):
+        @asynccontextmanager
+        async def create(
+            self, key: str, *, expect: int | str | None = None, **rest: Any
+        ) -> AsyncGenerator[ObjectWriter, None]:
+            self._check_expected(key, self._objects.get(key), expect)
+            async with super().create(key, **rest) as writer:
+                yield writer
+
+    spec = store_spec(Planted)
+
+
+class TestWriterIgnoresTheSize(StoreMutant):
+    """A store that takes another number of bytes than were announced."""
+
+    caught_by = "test_created_as_expected"
+
+    class Planted(MemoryObjectStore):
+        @asynccontextmanager
+        async def create(
+            self, key: str, *, size: int | None = None, **rest: Any
+        ) -> AsyncGenerator[ObjectWriter, None]:
+            async with super().create(key, **rest) as writer:
+                yield writer
+
+    spec = store_spec(Planted)
+
+
+class TestWriterIsNotCounted(StoreMutant):
+    """A store whose limit does not count what is being written."""
+
+    caught_by = "test_created_within_the_limit"
+
+    class Planted(MemoryObjectStore):
+        def _check_more(self, more: int, keys: Any) -> None:
+            reserved, self._reserved = self._reserved, 0
+            try:
+                super()._check_more(more, keys)
+            finally:
+                self._reserved = reserved
+
+    spec = store_spec(Planted)
+
+
+class TestTrustsTheSealer(StoreMutant):
+    """A store that takes memory for sealed without looking."""
+
+    caught_by = "test_sealed_memory_can_be_put"
+
+    class Planted(MemoryObjectStore):
+        async def put(self, key: str, value: Any, **rest: Any) -> ObjectStat:
+            if isinstance(value, SealedFile):
+                value = os.pread(value.fd, value.size, 0)
+            return await super().put(key, value, **rest)
+
+    spec = store_spec(Planted)
+
+
+class TestBorrowsTheDescriptor(StoreMutant):
+    """A store that looks at the caller's descriptor later on."""
+
+    caught_by = "test_sealed_memory_can_be_put"
+
+    class Planted(MemoryObjectStore):
+        async def put(self, key: str, value: Any, **rest: Any) -> ObjectStat:
+            await trio.sleep(0.01)
+            return await super().put(key, value, **rest)
 
     spec = store_spec(Planted)

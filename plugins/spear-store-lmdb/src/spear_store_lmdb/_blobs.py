@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -11,14 +12,67 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spear_core.api import ObjectStat, ObjectView
-from spear_core.errors import StoreCorruptError
+from spear_core.errors import StoreCorruptError, StoreError
 
 from ._environment import disk_trouble
 
-__all__ = ["Blobs"]
+__all__ = ["Blobs", "NewBlob"]
 
 _PIECE = 16 << 20
 """Bytes in one call: Linux writes at most 2 GiB."""
+
+
+class NewBlob:
+    """A file that is being written. All of it blocks; one thread at a time."""
+
+    def __init__(self, blobs: Blobs, name: str, *, durable: bool) -> None:
+        self.name = name
+        self._blobs = blobs
+        self._durable = durable
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(blobs.path(name), flags, 0o400)
+
+    def append(self, value: memoryview) -> None:
+        """**Raises** :exc:`~spear_core.errors.StoreFullError`."""
+        try:
+            for start in range(0, len(value), _PIECE):
+                _write_all(self._descriptor, value[start : start + _PIECE])
+        except OSError as exc:
+            raise self._blobs.trouble(exc) from exc
+
+    def append_file(self, source: int, size: int) -> None:
+        """All that is in another file, without reading it. **Raises** likewise."""
+        place = 0
+        try:
+            while place < size:
+                count = min(_PIECE, size - place)
+                sent = os.sendfile(self._descriptor, source, place, count)
+                if not sent:
+                    raise OSError(errno.EIO, f"the value ends at {place} of {size} bytes")
+                place += sent
+        except OSError as exc:
+            raise self._blobs.trouble(exc) from exc
+
+    def finish(self) -> None:
+        """All of it is written: have it on the disk itself, if that is wanted, and close it."""
+        try:
+            if self._durable:
+                os.fdatasync(self._descriptor)
+            self._close()
+            if self._durable:
+                self._blobs.sync_folder()
+        except OSError as exc:
+            raise self._blobs.trouble(exc) from exc
+
+    def discard(self) -> None:
+        """Remove it."""
+        self._close()
+        self._blobs.remove(self.name)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
 
 
 class Blobs:
@@ -40,26 +94,47 @@ class Blobs:
 
         **Raises** :exc:`~spear_core.errors.StoreFullError`; no file is left then.
         """
-        name = secrets.token_hex(16)
-        try:
-            descriptor = os.open(
-                self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400
-            )
-            try:
-                for start in range(0, len(value), _PIECE):
-                    _write_all(descriptor, value[start : start + _PIECE])
-                if self._durable:
-                    os.fdatasync(descriptor)
-            finally:
-                os.close(descriptor)
-            if self._durable:
-                self._sync_folder()
-        except OSError as exc:
-            self.remove(name)
-            raise disk_trouble(exc, self._folder) from exc
-        return name, hashlib.sha256(value).hexdigest() if hashed else ""
+        with self._new() as blob:
+            blob.append(value)
+            blob.finish()
+        return blob.name, hashlib.sha256(value).hexdigest() if hashed else ""
 
-    def _sync_folder(self) -> None:
+    def copy(self, source: int, size: int, *, hashed: bool) -> tuple[str, str]:
+        """The same with all that is in an open file, which nobody can change."""
+        with self._new() as blob:
+            blob.append_file(source, size)
+            blob.finish()
+        if not hashed:
+            return blob.name, ""
+        with mmap.mmap(source, size, prot=mmap.PROT_READ) as value:
+            return blob.name, hashlib.sha256(value).hexdigest()
+
+    def begin(self) -> NewBlob:
+        """A new file, to be written piece by piece."""
+        try:
+            return NewBlob(self, secrets.token_hex(16), durable=self._durable)
+        except OSError as exc:
+            raise disk_trouble(exc, self._folder) from exc
+
+    @contextmanager
+    def _new(self) -> Iterator[NewBlob]:
+        blob = self.begin()
+        try:
+            yield blob
+        except BaseException:
+            blob.discard()
+            raise
+
+    def path(self, name: str) -> Path:
+        """Where a file is, or would be."""
+        return self._folder / name
+
+    def trouble(self, exc: OSError) -> StoreError:
+        """What to raise when a file here cannot be written."""
+        return disk_trouble(exc, self._folder)
+
+    def sync_folder(self) -> None:
+        """Have the names of new files on the disk itself."""
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)

@@ -28,6 +28,9 @@ class LmdbObjectsConfig:
         validator=[attrs.validators.ge(0), attrs.validators.le(1 << 20)],
     )
     """Values up to this size lie in LMDB itself, larger ones each in a file."""
+    snapshot_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.gt(0))
+    """Old versions that snapshots may keep, beside; the oldest snapshot that needs more is
+    ended."""
 
 
 @attrs.frozen(kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import attrs
 
@@ -17,13 +18,13 @@ from spear_core.api import (
     PutObject,
 )
 from spear_core.errors import InvalidRequestError, ObjectNotFoundError, StoreFullError
-from spear_core.stores import check_object_key, object_as_expected, object_conflict
+from spear_core.stores import Versions, check_object_key, object_as_expected, object_conflict
 
 from ._environment import Environment, Transaction
 from ._records import Record, pack, unpack, value_of
 from ._references import References
 
-__all__ = ["DATABASES", "Changes", "Prepared"]
+__all__ = ["DATABASES", "Changes", "Ended", "Kept", "Prepared", "full"]
 
 DATABASES = {
     "objects": False,
@@ -44,6 +45,26 @@ _DELETED_KEYS = 100_000
 """So many of the keys deleted last have their versions remembered."""
 
 
+Kept: TypeAlias = tuple[Record, bytes]
+"""A record, and its bytes with an inline value."""
+
+
+@attrs.frozen
+class Ended:
+    """A version that a change has ended."""
+
+    kept: Kept
+    revision: int
+
+    def tell(self, whom: Callable[..., None]) -> None:
+        """Call a method of :class:`~spear_core.stores.Versions` with it."""
+        stat = self.kept[0].stat
+        whom(
+            stat.key, stat.version, self.kept,
+            written=stat.revision, ended=self.revision, size=stat.size,
+        )  # fmt: skip
+
+
 @attrs.frozen
 class Prepared:
     """A value on its way: inline, or in a file already."""
@@ -60,14 +81,17 @@ class Changes:
     It checks everything before it changes anything.
     """
 
-    def __init__(self, environment: Environment, txn: Transaction) -> None:
+    def __init__(
+        self, environment: Environment, txn: Transaction, versions: Versions[Kept]
+    ) -> None:
         self._environment = environment
         self._txn = txn
+        self._versions = versions
         self._references = References(environment)
         self._numbers: dict[bytes, int] = {}
         self._done: list[ObjectChange] = []
-        self.unused: list[str] = []
-        """Files that no record knows any more, once this is committed."""
+        self.ended: list[Ended] = []
+        """Versions that are not current any more, once this is committed."""
 
     # ---- values
 
@@ -87,14 +111,15 @@ class Changes:
         revision = self._number(b"revision") + 1
         after: list[ObjectStat | None] = []
         for operation in operations:
-            record, _ = found[operation.key]
+            record, raw = found[operation.key]
             if isinstance(operation, PutObject):
-                after.append(self._put(operation, prepared[operation.key], record, revision))
+                old = (record, raw) if record else None
+                after.append(self._put(operation, prepared[operation.key], old, revision))
             elif isinstance(operation, CheckObject):
                 after.append(record.stat if record else None)
             else:
                 if record is not None:
-                    self._remove(record)
+                    self._remove(record, raw)
                 after.append(None)
         return tuple(after)
 
@@ -109,16 +134,13 @@ class Changes:
         records = (found[key][0] for key in prepared)
         less = sum(record.stat.size for record in records if record)
         if used - less + more > limit:
-            raise StoreFullError(
-                f"writing {more} bytes to {', '.join(map(repr, prepared))} would pass the store's "
-                f"limit of {limit} bytes ({used} in use); delete objects, or raise "
-                f"plugins.store-lmdb.objects_bytes"
-            )
+            raise full(prepared, more, limit=limit, used=used)
 
     def _put(
-        self, operation: PutObject, new: Prepared, old: Record | None, revision: int
+        self, operation: PutObject, new: Prepared, kept: Kept | None, revision: int
     ) -> ObjectStat:
         now = time.time()
+        old = kept[0] if kept else None
         version = old.stat.version if old else self._forget_deletion(operation.key.encode())
         stat = ObjectStat(
             key=operation.key,
@@ -133,8 +155,8 @@ class Changes:
             pinned=old.stat.pinned if old else False,
             expires_at=None if operation.ttl is None else now + operation.ttl,
         )
-        if old is not None:
-            self._drop_value(old)
+        if kept is not None:
+            self._drop_value(*kept)
         self._add_number(b"used", new.size)
         key = operation.key.encode()
         if new.blob:
@@ -145,19 +167,21 @@ class Changes:
         self._done.append(ObjectChange(key=operation.key, now=stat))
         return stat
 
-    def _drop_value(self, old: Record) -> None:
+    def _drop_value(self, old: Record, raw: bytes) -> None:
         """The version is not current any more: its file, its time to live, its room."""
         key = old.stat.key.encode()
+        ended = Ended((old, raw), self._number(b"revision") + 1)
+        ended.tell(self._versions.note)  # snapshots find it there as soon as it is committed
+        self.ended.append(ended)
         if old.blob:
             self._txn.delete(bytes.fromhex(old.blob), db=self._environment["blobs"])
-            self.unused.append(old.blob)
         if old.stat.expires_at is not None:
             self._txn.delete(_DUE.pack(old.stat.expires_at) + key, db=self._environment["expiry"])
         self._add_number(b"used", -old.stat.size)
 
-    def _remove(self, old: Record) -> None:
+    def _remove(self, old: Record, raw: bytes) -> None:
         key = old.stat.key.encode()
-        self._drop_value(old)
+        self._drop_value(old, raw)
         self._txn.delete(key, db=self._environment["objects"])
         self._references.clear(self._txn, key)
         self._remember_deletion(key, old.stat.version)
@@ -208,7 +232,7 @@ class Changes:
         self._references.set(self._txn, key.encode(), holder, has - less)
         refs = record.stat.refs - less
         if refs == 0 and not record.stat.pinned:
-            self._remove(record)
+            self._remove(record, raw)
             return None
         return self._change(record, raw, refs=refs)
 
@@ -228,7 +252,7 @@ class Changes:
     def unpin(self, key: str) -> ObjectStat | None:
         record, raw = self._there(key)
         if record.stat.pinned and record.stat.refs == 0:
-            self._remove(record)
+            self._remove(record, raw)
             return None
         return self._change(record, raw, pinned=False)
 
@@ -242,9 +266,9 @@ class Changes:
             due.append(entry)
         for entry in due:
             self._txn.delete(entry, db=self._environment["expiry"])
-            record, _ = self._get(entry[_DUE.size :].decode())
+            record, raw = self._get(entry[_DUE.size :].decode())
             if record and not record.stat.refs and not record.stat.pinned:
-                self._remove(record)
+                self._remove(record, raw)
 
     # ---- parts
 
@@ -301,3 +325,12 @@ class Changes:
 
 def _not_found(key: str) -> ObjectNotFoundError:
     return ObjectNotFoundError(f"there is no object {key!r}")
+
+
+def full(keys: Iterable[str], more: int, *, limit: int, used: int) -> StoreFullError:
+    """What to raise when values of so many bytes do not fit."""
+    return StoreFullError(
+        f"writing {more} bytes to {', '.join(map(repr, keys))} would pass the store's "
+        f"limit of {limit} bytes ({used} in use); delete objects, or raise "
+        f"plugins.store-lmdb.objects_bytes"
+    )

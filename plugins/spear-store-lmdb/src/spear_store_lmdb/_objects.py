@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import heapq
 import itertools
 import logging
+import os
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,32 +21,43 @@ import lmdb
 import trio
 
 from spear_core.api import (
+    OCTETS,
     ObjectChanges,
     ObjectHolder,
     ObjectOperation,
     ObjectPage,
+    ObjectSnapshot,
     ObjectStat,
     ObjectStore,
     ObjectView,
+    ObjectWriter,
     PutObject,
+    SealedFile,
+    StoreUsage,
 )
 from spear_core.errors import ObjectNotFoundError, StoreError
 from spear_core.stores import (
     Deadlines,
     HistoryChannel,
     News,
+    Picture,
+    PieceWriter,
+    Versions,
     check_holder,
     check_limit,
     check_object_key,
     check_operations,
+    check_sealed,
+    check_size,
     check_ttl,
     past_revision,
+    version_gone,
 )
 
-from ._blobs import Blobs
+from ._blobs import Blobs, NewBlob
 from ._config import LmdbObjectsConfig
 from ._environment import Environment, Transaction, open_environment
-from ._object_changes import DATABASES, Changes, Prepared
+from ._object_changes import DATABASES, Changes, Kept, Prepared, full
 from ._records import Record, inline_value, unpack, value_of
 from ._references import References
 
@@ -98,6 +113,8 @@ class LmdbObjectStore(ObjectStore):
         self._blobs = blobs
         self._config = config
         self._log = log
+        self._versions: Versions[Kept] = Versions(limit=config.snapshot_bytes, drop=self._drop)
+        self._reserved = 0
         self._threads = trio.CapacityLimiter(4)
         self._references = References(environment)
         self._history: deque[ObjectChanges] = deque(maxlen=_HISTORY)
@@ -134,53 +151,146 @@ class LmdbObjectStore(ObjectStore):
         self, operations: Sequence[ObjectOperation]
     ) -> tuple[ObjectStat | None, ...]:
         check_operations(operations)
+        puts = [op for op in operations if isinstance(op, PutObject)]
         prepared: dict[str, Prepared] = {}
         done = False
-        try:
-            for operation in operations:
-                if isinstance(operation, PutObject):
-                    prepared[operation.key] = await self._prepare(operation)
-            limit = self._config.objects_bytes
-            stats = await self._change(lambda c: c.transact(operations, prepared, limit))
-            done = True
-            return stats
-        finally:
-            for new in prepared.values():
-                if new.blob and not done:
-                    self._blobs.remove(new.blob)
+        with ExitStack() as held:
+            sealed = {op.key: held.enter_context(_held(op.value)) for op in puts}
+            try:
+                for operation in puts:
+                    source = sealed[operation.key]
+                    prepared[operation.key] = await self._prepare(operation, source)
+                stats = await self._apply(operations, prepared)
+                done = True
+                return stats
+            finally:
+                for new in prepared.values():
+                    if new.blob and not done:
+                        self._blobs.remove(new.blob)
 
-    async def _prepare(self, operation: PutObject) -> Prepared:
-        view = memoryview(operation.value).cast("B")
-        if len(view) > self._config.inline_bytes:
-            # a thread that cannot be stopped: when it is done, a cancelled caller is told
-            name, digest = await trio.to_thread.run_sync(
-                lambda: self._blobs.write(view, hashed=operation.hashed), limiter=self._threads
-            )
-            return Prepared(size=len(view), sha256=digest, blob=name)
-        value = bytes(view)
+    async def _apply(
+        self,
+        operations: Sequence[ObjectOperation],
+        prepared: dict[str, Prepared],
+        *,
+        room: int = 0,
+    ) -> tuple[ObjectStat | None, ...]:
+        """:param room: bytes that are reserved for just these values."""
+        limit = self._config.objects_bytes - self._reserved + room
+        return await self._change(lambda c: c.transact(operations, prepared, limit))
+
+    async def _prepare(self, operation: PutObject, source: int | None) -> Prepared:
+        given = operation.value
+        if isinstance(given, SealedFile):
+            size = given.size
+            if size > self._config.inline_bytes:
+                assert source is not None
+                # a thread that cannot be stopped: when it is done, a cancelled caller is told
+                name, digest = await trio.to_thread.run_sync(
+                    lambda: self._blobs.copy(source, size, hashed=operation.hashed),
+                    limiter=self._threads,
+                )
+                return Prepared(size=size, sha256=digest, blob=name)
+            value = b"" if source is None else os.pread(source, size, 0)
+        else:
+            view = memoryview(given).cast("B")
+            if len(view) > self._config.inline_bytes:
+                name, digest = await trio.to_thread.run_sync(
+                    lambda: self._blobs.write(view, hashed=operation.hashed),
+                    limiter=self._threads,
+                )
+                return Prepared(size=len(view), sha256=digest, blob=name)
+            value = bytes(view)
         digest = hashlib.sha256(value).hexdigest() if operation.hashed else ""
         return Prepared(size=len(value), sha256=digest, value=value)
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
+    async def create(
+        self,
+        key: str,
+        *,
+        expect: int | str | None = None,
+        content_type: str = OCTETS,
+        ttl: float | None = None,
+        hashed: bool = True,
+        size: int | None = None,
+    ) -> AsyncGenerator[ObjectWriter, None]:
+        operation = PutObject(
+            key=key, value=b"", expect=expect, content_type=content_type, ttl=ttl, hashed=hashed
+        )
+        check_operations([operation])
+        check_size(size)
         await trio.lowlevel.checkpoint()
-        record, raw = self._read(key)
-        if record.blob:
-            with self._blobs.mapped(record.blob, record.stat) as view:
-                yield view
-            return
-        data = memoryview(value_of(record, raw))
+        writer = _Writer(self, operation, size)
         try:
-            yield ObjectView(stat=record.stat, data=data)
+            yield writer
         finally:
-            data.release()
+            writer.close()
 
-    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
+    def _check_more(self, more: int, key: str) -> None:
+        """Whether a value of so many bytes may take the place of what the key has."""
+        with self._environment.reading() as txn:
+            used = int(txn.get(b"used", b"0", db=self._environment["meta"])) + self._reserved
+            raw = txn.get(key.encode(), db=self._objects)
+        less = unpack(key, raw).stat.size if raw is not None else 0
+        limit = self._config.objects_bytes
+        if used - less + more > limit:
+            raise full([key], more, limit=limit, used=used)
+
+    async def usage(self) -> StoreUsage:
         await trio.lowlevel.checkpoint()
-        record, raw = self._read(key)
+        with self._environment.reading() as txn:
+            used = int(txn.get(b"used", b"0", db=self._environment["meta"]))
+            objects = txn.stat(self._objects)["entries"]
+        limit = self._config.objects_bytes
+        return StoreUsage(objects=objects, bytes=used + self._reserved, limit_bytes=limit)
+
+    @asynccontextmanager
+    async def open(
+        self, key: str, *, version: int | None = None
+    ) -> AsyncGenerator[ObjectView, None]:
+        await trio.lowlevel.checkpoint()
+        with self._shown(*self._find(key, version)) as view:
+            yield view
+
+    @contextmanager
+    def _shown(self, record: Record, raw: bytes) -> Iterator[ObjectView]:
+        stat = record.stat
+        with self._versions.viewing(stat.key, stat.version, (record, raw)):
+            if record.blob:
+                with self._blobs.mapped(record.blob, stat) as view:
+                    yield view
+                return
+            data = memoryview(value_of(record, raw))
+            try:
+                yield ObjectView(stat=stat, data=data)
+            finally:
+                with suppress(BufferError):  # an array over it lives on
+                    data.release()
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[ObjectSnapshot, None]:
+        opened: list[Picture] = []
+
+        def work(txn: Transaction) -> None:
+            # between two writes, so that the next one knows of it; more than once, perhaps
+            opened.append(self._versions.open_picture(self._read_revision(txn)))
+
+        try:
+            await self._environment.write(work)
+            yield _Snapshot(self, opened[-1])
+        finally:
+            for picture in opened:
+                self._versions.close_picture(picture)
+
+    async def get(self, key: str, *, version: int | None = None) -> tuple[ObjectStat, bytes]:
+        await trio.lowlevel.checkpoint()
+        return await self._copied(*self._find(key, version))
+
+    async def _copied(self, record: Record, raw: bytes) -> tuple[ObjectStat, bytes]:
         if not record.blob:
             return record.stat, value_of(record, raw)
-        with self._blobs.mapped(record.blob, record.stat) as view:
+        with self._shown(record, raw) as view:
             # the thread ends before the block does
             value = await trio.to_thread.run_sync(bytes, view.data, limiter=self._threads)
         return record.stat, value
@@ -200,23 +310,21 @@ class LmdbObjectStore(ObjectStore):
     ) -> ObjectPage:
         check_limit(limit)
         await trio.lowlevel.checkpoint()
+        with self._environment.reading() as txn:
+            found = (unpack(key, raw).stat for key, raw in self._walk(txn, prefix, after))
+            return _page(found, limit, self._read_revision(txn))
+
+    def _walk(
+        self, txn: Transaction, prefix: str, after: str | None
+    ) -> Iterator[tuple[str, bytes]]:
         first = prefix.encode("utf-8", "surrogatepass")
         start = first if after is None else max(first, after.encode("utf-8", "surrogatepass"))
-        objects: list[ObjectStat] = []
-        next_key = None
-        with self._environment.reading() as txn:
-            cursor = txn.cursor(db=self._environment["objects"])
-            found = cursor.set_range(start) if start else cursor.first()
-            while found and (key := cursor.key()).startswith(first):
-                name = key.decode()
-                if name != after:
-                    if len(objects) == limit:
-                        next_key = objects[-1].key
-                        break
-                    objects.append(unpack(name, cursor.value()).stat)
-                found = cursor.next()
-            revision = self._read_revision(txn)
-        return ObjectPage(objects=tuple(objects), next_key=next_key, revision=revision)
+        cursor = txn.cursor(db=self._objects)
+        found = cursor.set_range(start) if start else cursor.first()
+        while found and (key := cursor.key()).startswith(first):
+            if (name := key.decode()) != after:
+                yield name, cursor.value()
+            found = cursor.next()
 
     # ---- what keeps an object
 
@@ -346,18 +454,38 @@ class LmdbObjectStore(ObjectStore):
         raw = self._raw(key)
         return unpack(key, raw), raw
 
+    def _find(self, key: str, version: int | None) -> Kept:
+        """The current version, or another that somebody keeps."""
+        if version is None:
+            return self._read(key)
+        current = None
+        with suppress(ObjectNotFoundError):
+            record, raw = self._read(key)
+            current = record.stat.version
+            if current == version:
+                return record, raw
+        kept = self._versions.find(key, version)
+        if kept is None:
+            raise version_gone(key, version, current)
+        return kept
+
+    def _drop(self, kept: Kept) -> None:
+        """Nobody can see that version any more."""
+        if kept[0].blob:
+            self._blobs.remove(kept[0].blob)
+
     async def _change(self, what: Callable[[Changes], T]) -> T:
         """Do it in a transaction, then tell those who watch and remove what nobody needs."""
 
         def work(txn: Transaction) -> tuple[T, Changes, ObjectChanges | None]:
-            changes = Changes(self._environment, txn)
+            changes = Changes(self._environment, txn, self._versions)
             result = what(changes)
             return result, changes, changes.finish()
 
         def after(result: tuple[T, Changes, ObjectChanges | None]) -> None:
             _, changes, done = result
-            for name in changes.unused:
-                self._blobs.remove(name)
+            for ended in changes.ended:
+                ended.tell(self._versions.supersede)
             if done is not None:
                 self._revision = done.revision
                 self._history.append(done)
@@ -367,3 +495,137 @@ class LmdbObjectStore(ObjectStore):
 
         result, _, _ = await self._environment.write(work, after)
         return result
+
+
+@contextmanager
+def _held(value: object) -> Iterator[int | None]:
+    """A descriptor of our own for a sealed file, once it is found to be one."""
+    if not isinstance(value, SealedFile):
+        yield None
+        return
+    check_sealed(value)
+    descriptor = fcntl.fcntl(value.fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _page(found: Iterator[ObjectStat], limit: int, revision: int) -> ObjectPage:
+    objects = tuple(itertools.islice(found, limit))
+    more = next(found, None) is not None
+    return ObjectPage(
+        objects=objects, next_key=objects[-1].key if more else None, revision=revision
+    )
+
+
+class _Snapshot(ObjectSnapshot):
+    """Records that are newer than the picture are looked up among the old versions: what a commit
+    has changed is there before the commit is, so it is asked after LMDB."""
+
+    def __init__(self, store: LmdbObjectStore, picture: Picture) -> None:
+        self._store = store
+        self._picture = picture
+        self.revision = picture.revision
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
+        await trio.lowlevel.checkpoint()
+        with self._store._shown(*self._find(key)) as view:
+            yield view
+
+    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
+        await trio.lowlevel.checkpoint()
+        return await self._store._copied(*self._find(key))
+
+    async def stat(self, key: str) -> ObjectStat:
+        await trio.lowlevel.checkpoint()
+        return self._find(key)[0].stat
+
+    async def list(
+        self, prefix: str = "", *, after: str | None = None, limit: int = 1000
+    ) -> ObjectPage:
+        check_limit(limit)
+        await trio.lowlevel.checkpoint()
+        self._picture.check()
+        store = self._store
+        with store._environment.reading() as txn:
+            return _page(self._listed(txn, prefix, after), limit, self.revision)
+
+    def _listed(self, txn: Transaction, prefix: str, after: str | None) -> Iterator[ObjectStat]:
+        store = self._store
+        now = ((key, raw) for key, raw in store._walk(txn, prefix, after))
+        old = ((key, b"") for key in store._versions.keys(prefix, after))
+        # a key of both comes from LMDB first: the merge is stable
+        for key, entries in itertools.groupby(
+            heapq.merge(now, old, key=itemgetter(0)), key=itemgetter(0)
+        ):
+            kept = self._at(key, next(entries)[1])
+            if kept is not None:
+                yield kept[0].stat
+
+    def _at(self, key: str, raw: bytes) -> Kept | None:
+        if raw and (record := unpack(key, raw)).stat.revision <= self.revision:
+            return record, raw
+        return self._store._versions.at(key, self.revision)
+
+    def _find(self, key: str) -> Kept:
+        self._picture.check()
+        raw = b""
+        with suppress(ObjectNotFoundError):
+            raw = self._store._raw(key)
+        kept = self._at(key, raw)
+        if kept is None:
+            raise ObjectNotFoundError(f"there was no object {key!r} at revision {self.revision}")
+        return kept
+
+
+class _Writer(PieceWriter):
+    """Writes into a file; a small value goes into the record."""
+
+    def __init__(self, store: LmdbObjectStore, operation: PutObject, size: int | None) -> None:
+        super().__init__(
+            size=size,
+            hashed=operation.hashed,
+            small=store._config.inline_bytes,
+            threads=store._threads,
+        )
+        self._store = store
+        self._operation = operation
+        self._room = 0
+        self._blob: NewBlob | None = None
+        if size is not None:
+            self._reserve(size)
+
+    def _dispose(self) -> None:
+        self._store._reserved -= self._room
+        self._room = 0
+        if self._blob is not None:
+            self._blob.discard()
+            self._blob = None
+
+    def _reserve(self, total: int) -> None:
+        more = total - self._room
+        if more > 0:
+            self._store._check_more(more, self._operation.key)
+            self._store._reserved += more
+            self._room += more
+
+    def _append(self, piece: memoryview) -> None:
+        if self._blob is None:
+            self._blob = self._store._blobs.begin()
+        self._blob.append(piece)
+
+    async def _publish(self, size: int, digest: str, small: bytes | None) -> ObjectStat:
+        if small is not None:
+            new = Prepared(size=size, sha256=digest, value=small)
+        else:
+            assert self._blob is not None, "what is not small was appended"
+            await trio.to_thread.run_sync(self._blob.finish, limiter=self._store._threads)
+            new = Prepared(size=size, sha256=digest, blob=self._blob.name)
+        (stat,) = await self._store._apply(
+            [self._operation], {self._operation.key: new}, room=self._room
+        )
+        self._blob = None
+        assert stat is not None
+        return stat
