@@ -21,6 +21,7 @@
     │   │   └── UnsupportedModeError
     │   ├── IdempotencyConflictError
     │   ├── ResourceExhaustedError
+    │   ├── NodeRestartedError
     │   └── NodeStoppingError
     ├── InstanceError
     │   ├── InstanceStartError
@@ -90,6 +91,7 @@ __all__ = [
     "LeaseNotFoundError",
     "MetadataConflictError",
     "NodeAlreadyRunningError",
+    "NodeRestartedError",
     "NodeStoppingError",
     "NodeUnreachableError",
     "ObjectConflictError",
@@ -286,6 +288,14 @@ class ResourceExhaustedError(_TryLaterError, TaskError):
     """
 
     code = "resource_exhausted"
+
+
+class NodeRestartedError(TaskError):
+    """The node ended while the task ran: what it has done, nobody can say. Invoke again if running
+    twice does no harm."""
+
+    code = "unavailable"
+    retryable = True
 
 
 class NodeStoppingError(TaskError):

@@ -101,6 +101,12 @@ class TaskConfig:
     keep_finished: int = attrs.field(default=1_000, validator=_not_negative)
     keep_finished_bytes: int = attrs.field(default=64 << 20, validator=_not_negative)
     """Sum of the kept results."""
+    keep_finished_ms: int = attrs.field(default=604_800_000, validator=_not_negative)
+    """For how long; 0: whatever their age."""
+    durable: str = attrs.field(default="auto", validator=validators.in_(("auto", "on", "off")))
+    """Whether tasks are kept on disk: ``auto``, where the node's stores last."""
+    durable_sync: bool = True
+    """Also those whose caller waits for them, without an idempotency key."""
 
 
 @attrs.frozen(kw_only=True)

@@ -59,13 +59,15 @@ class Admission:
     admitted: int = 0
     callers: dict[str, Caller] = attrs.field(factory=dict)
 
-    def enter(self, line: Line, name: str) -> Caller:
-        """Take a place for one task. :raises ResourceExhaustedError: there is none."""
+    def enter(self, line: Line, name: str, *, checked: bool = True) -> Caller:
+        """Take a place for one task. :raises ResourceExhaustedError: there is none (only if that is
+        ``checked``)."""
         caller = self.callers.get(name)
         if caller is None:
             caller = self._new_caller(name)
         try:
-            self._check(line, caller)
+            if checked:
+                self._check(line, caller)
         except ResourceExhaustedError:
             self._forget_idle(caller)
             raise

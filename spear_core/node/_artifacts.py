@@ -156,6 +156,12 @@ class ArtifactStore:
             self.check_dependencies(artifact.ref, artifact.dependencies)
         return artifact, entry or artifact.entry
 
+    def version(self, ref: str) -> Artifact:
+        """The artifact ``name@version``, in whatever state. :raises ArtifactNotFoundError: there
+        is none. :raises ArtifactCorruptError: its record cannot be read."""
+        name, number, _ = parse_function(ref)
+        return self._artifacts[name, self._version(name, number).version]
+
     def _version(self, name: str, number: int | None) -> VersionRecord:
         """A version that is not about to go. :raises ArtifactNotFoundError: there is none."""
         self._refuse_unreadable(name)

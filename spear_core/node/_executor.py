@@ -138,8 +138,77 @@ class Executor:
         average = self.recorder.average_of(artifact)
         return default if average is None else average
 
+    def readmit(self, task: Task) -> None:
+        """Give a task its place again that an earlier run of the node had accepted; whatever the
+        limits are now.
+
+        :raises ResourceExhaustedError: it reserves more than this node has.
+        """
+        self._artifacts.use(task.artifact)
+        self.recorder.admitted(task.artifact)
+        task.turn = self.slots.admit(task.artifact, task.caller, task.priority, again=True)
+
     def start(self, task: Task) -> None:
-        """Run an accepted task in the background, when its turn comes."""
+        """Run an accepted task in the background, when its turn comes, and once it is on disk
+        where that is wanted."""
+        if task.record is not None:
+            task.record.on_disk(lambda error: self._start_written(task, error))
+        else:
+            self._start(task)
+
+    def _start_written(self, task: Task, error: SpearError | None) -> None:
+        if error is not None:
+            self.refuse(task, error)
+        elif task.cancel_reason is not None or trio.current_time() >= task.deadline:
+            self.stop_waiting(task)
+        else:
+            self._start(task)
+
+    async def written(self, task: Task) -> None:
+        """Wait until an accepted task is on disk, to be followed by :meth:`run`.
+
+        **Raises** what the store said; the task is not accepted then. **Cancellation**: the task
+        ends as cancelled.
+        """
+        assert task.record is not None
+        try:
+            await task.record.accepted()
+        except SpearError as error:
+            self.refuse(task, error)
+            raise
+        except BaseException:
+            task.cancel_reason = task.cancel_reason or "its caller went away"
+            self.stop_waiting(task)
+            raise
+
+    def refuse(self, task: Task, error: SpearError) -> None:
+        """Take an acceptance back: the task could not be written down, and nothing of it ran."""
+        self.recorder.rejected()
+        self._results.finish_failed(task, self._results.error_info(task, error))
+        self.slots.done(task.turn)
+        self._artifacts.unuse(task.artifact)
+        self._count(task)
+        self._tasks.drop(task)
+
+    def retry(self, task: Task, error: SpearError) -> bool:
+        """Have another attempt follow one that was lost with the node, if there may be one;
+        :meth:`start` runs it."""
+        if self._wait_before_retry(task, error) is None:
+            return False
+        self._prepare_retry(task, error, 0.0)
+        return True
+
+    def stop_waiting(self, task: Task) -> None:
+        """A task that nothing runs of yet was cancelled, or its deadline has passed."""
+        self._results.finish_stopped(task)
+        self._end(task)
+
+    def fail_waiting(self, task: Task, error: SpearError) -> None:
+        """A task that nothing runs of cannot run."""
+        self._results.finish_failed(task, self._results.error_info(task, error))
+        self._end(task)
+
+    def _start(self, task: Task) -> None:
         if self.slots.take(task.turn):
             self._begin(task)
         else:
@@ -159,8 +228,7 @@ class Executor:
         """A task that waits as a record was cancelled, or its deadline has passed."""
         self._deadlines.discard()
         task.withdraw = None
-        self._results.finish_stopped(task)
-        self._end(task)
+        self.stop_waiting(task)
 
     def _expire(self, task: Task) -> None:
         self._withdraw(task)
@@ -231,6 +299,8 @@ class Executor:
             retried=True,
         )
         self._tasks.next_attempt(task, info)
+        if task.record is not None:
+            task.record.retrying()
         task.waiting_since = time.perf_counter() + wait_s
 
     def _end(self, task: Task) -> None:
@@ -238,6 +308,8 @@ class Executor:
         self.slots.done(task.turn)
         self._artifacts.unuse(task.artifact)
         self._count(task)
+        if task.record is not None:
+            task.record.ended()
         self._tasks.retire(task)
 
     def _count(self, task: Task) -> None:
@@ -300,6 +372,8 @@ class Executor:
         return pooled
 
     async def _execute_on(self, task: Task, instance: Instance, *, cold: bool) -> None:
+        if task.record is not None:
+            await task.record.begin()
         task.move(TaskState.RUNNING)
         started = time.perf_counter()
         task.queue_s = max(0.0, started - task.waiting_since)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 
@@ -39,12 +39,14 @@ from spear_core.errors import (
     InvalidRequestError,
     NodeStoppingError,
     ResourceExhaustedError,
+    SpearError,
     TaskNotFoundError,
     UnsupportedModeError,
 )
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor
+from spear_core.node._journal import TaskJournal
 from spear_core.node._node_metrics import node_metrics
 from spear_core.node._reloading import Reloader
 from spear_core.node._services import Services
@@ -92,6 +94,7 @@ class LocalNode(NodeApi):
         deployer: Deployer,
         config: SpearletConfig,
         tracing: Tracing | None = None,
+        journal: TaskJournal | None = None,
     ) -> None:
         self._identity = identity
         self._plugins = plugins
@@ -103,6 +106,7 @@ class LocalNode(NodeApi):
         self._config = config
         self._deployer = deployer
         self._tracing = tracing
+        self._journal = journal
         self._stopping = False
         self._reloader: Reloader | None = None
 
@@ -138,11 +142,18 @@ class LocalNode(NodeApi):
             )
         if request.idempotency_key:
             return await self._invoke_once(request)
-        task = self._accept(request)
         if request.mode is ExecutionMode.ASYNC:
+            task = self._accept(request, attached=False)
             self._executor.start(task)
+            if task.record is not None:
+                await task.record.accepted()
             return self._accepted(task)
+        task = self._accept(request)
+        if task.record is not None:
+            await self._executor.written(task)
         await self._executor.run(task)
+        if task.record is not None:
+            await task.record.settled()
         return _ended(task)
 
     async def _invoke_once(self, request: InvokeRequest) -> InvokeResponse:
@@ -151,11 +162,13 @@ class LocalNode(NodeApi):
         self._check_sizes(request)
         task = self._tasks.same(request)
         if task is None:
-            task = self._accept(request)
+            task = self._accept(request, attached=False)
             self._executor.start(task)
+        if task.record is not None:
+            await task.record.accepted()
         if request.mode is ExecutionMode.ASYNC:
             return self._accepted(task)
-        await task.wait_final()
+        await self._final(task)
         return _ended(task)
 
     @asynccontextmanager
@@ -177,11 +190,22 @@ class LocalNode(NodeApi):
         task = self._accept(request)
         stream = TaskStream(task, _ended)
         task.work = stream.work
+        if task.record is not None:
+            await self._executor.written(task)
         async with open_task_stream(stream, self._executor.run) as opened:
             yield opened
 
-    def _accept(self, request: InvokeRequest) -> Task:
-        """Check a request, reserve a place and make the task; the executor has to run it now."""
+    async def _final(self, task: Task) -> None:
+        """Wait until a task is final, and that is on disk where it has to be."""
+        await task.wait_final()
+        if task.record is not None:
+            await task.record.settled()
+
+    def _accept(self, request: InvokeRequest, *, attached: bool = True) -> Task:
+        """Check a request, reserve a place and make the task; the executor has to run it now.
+
+        :param attached: its caller waits for it, and it ends with its caller.
+        """
         self._refuse_when_stopping()
         self._check_sizes(request)
         artifact, entry = self._artifacts.resolve(request.function)
@@ -195,6 +219,8 @@ class LocalNode(NodeApi):
         task = self._executor.accept(artifact, request, entry=entry, deadline=deadline)
         if self._tracing is not None:
             self._tracing.begin(task)
+        if self._journal is not None and (not attached or self._config.tasks.durable_sync):
+            self._journal.admit(task, attached=attached)
         return task
 
     def _check_depth(self, parent: Task) -> None:
@@ -251,18 +277,25 @@ class LocalNode(NodeApi):
         task = self._tasks.get(task_id)
         if wait:
             await task.wait_final()
+        if task.record is not None and task.state.is_final:
+            await task.record.settled()
         return task.info()
 
     async def list_tasks(self, *, limit: int = 100) -> Sequence[TaskInfo]:
-        return [task.info(with_output=False) for task in self._tasks.newest(limit)]
+        found = self._tasks.newest(limit)
+        for task in found:
+            if task.record is not None and task.state.is_final:
+                with suppress(SpearError):  # a store in trouble is no reason to show nothing
+                    await task.record.settled()
+        return [task.info(with_output=False) for task in found]
 
     async def cancel_task(self, task_id: str, *, reason: str = "") -> TaskInfo:
         task = self._tasks.get(task_id)
         below = list(self._tasks.below(task))
         task.cancel(reason or "on request")
-        await task.wait_final()
+        await self._final(task)
         for each in below:
-            await each.wait_final()
+            await self._final(each)
         return task.info()
 
     async def read_log(self, task_id: str, *, cursor: int = 0, wait: bool = False) -> LogChunk:

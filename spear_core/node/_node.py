@@ -22,11 +22,14 @@ from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor, open_executor
 from spear_core.node._function_calls import TaskCalls
 from spear_core.node._hostcalls import NodeHostcalls
+from spear_core.node._journal import open_journal
 from spear_core.node._local_node import LocalNode, NodeIdentity
 from spear_core.node._reloading import Reloader
+from spear_core.node._restoring import Restorer, check_format
 from spear_core.node._secrets import Secrets, struck_out
 from spear_core.node._services import ContextMaker, Services
 from spear_core.node._state import hold_state, open_run_dir
+from spear_core.node._stores import tasks_are_durable
 from spear_core.node._system_log import open_system_log
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._tasks import TaskTable
@@ -121,11 +124,11 @@ async def open_node(
         logs = TaskLogDirectory(
             paths.task_logs, max_bytes=config.logs.max_task_log_bytes, warn=log.warning
         )
-        logs.prune(config.tasks.keep_finished)
         tasks = TaskTable(
             logs,
             keep_finished=max(config.tasks.keep_finished, int(ephemeral)),  # its one task's result
             keep_finished_bytes=config.tasks.keep_finished_bytes,
+            keep_finished_s=config.tasks.keep_finished_ms / 1000,
         )
         artifacts = ArtifactStore(paths.artifacts, warn=log.warning, config=config.artifacts)
         secrets = Secrets(config.secrets, warn=log.warning)
@@ -146,6 +149,13 @@ async def open_node(
             hostcalls,
             NodeChannels(services, plugins, node_id=node_id, log=log),
         )
+        journal = None
+        if not ephemeral and tasks_are_durable(plugins, config):
+            store = await services.metadata_store()
+            await check_format(store)
+            journal = await stack.enter_async_context(
+                open_journal(store, services.object_store, log)
+            )
         tracing = await stack.enter_async_context(open_tracing(plugins, services.tracer, log))
         executor = await stack.enter_async_context(
             open_executor(
@@ -166,6 +176,7 @@ async def open_node(
             deployer=deployer,
             config=config,
             tracing=tracing,
+            journal=journal,
         )
 
         def apply(changed: SpearletConfig) -> None:
@@ -175,6 +186,14 @@ async def open_node(
 
         local.attach(Reloader(settings, plugins, apply=apply, log=log))
         hostcalls.attach(lambda task: TaskCalls(task, local, tasks, executor))
+        if journal is not None:
+            restorer = Restorer(
+                journal, tasks, executor, artifacts, logs=logs, log=log, tracing=tracing
+            )
+            await restorer.restore()
+            background.start_soon(restorer.sweep)
+            background.start_soon(tasks.keep_tidy)
+        logs.prune(config.tasks.keep_finished, known=tasks)
         urls = []
         if serve:
             for owned in plugins.front_doors.values():

@@ -27,6 +27,7 @@ _AT_START = frozenset(
         "logs.max_system_log_bytes",
         "stores.metadata",
         "stores.objects",
+        "tasks.durable",
     }
 )
 """Settings that something has taken once and for all when it was opened."""

@@ -110,16 +110,19 @@ class RunQueue:
 
     # Coming in and going out ---------------------------------------------------------------------
 
-    def admit(self, artifact: Artifact, caller: str, priority: Priority) -> Turn:
+    def admit(
+        self, artifact: Artifact, caller: str, priority: Priority, *, again: bool = False
+    ) -> Turn:
         """A place for one task, until :meth:`done`.
 
+        :param again: it was admitted before the node's start: no queue is too full for it.
         :raises ResourceExhaustedError: a queue or a quota is full (with ``retry_after``), or its
             reservation is more than this node has (not retryable).
         """
         line = self._line(artifact)
         if line.needs is not None:
             self.capacity.check_room_for(line.needs, artifact.ref)
-        entered = self._admission.enter(line, caller)
+        entered = self._admission.enter(line, caller, checked=not again)
         return Turn(line, entered, priority, next(self._numbers))
 
     def done(self, turn: Turn) -> None:

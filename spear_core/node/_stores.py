@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from spear_core._toml_path import nearest
-from spear_core.api import MetadataStoreSpec, ObjectStoreSpec, StoreConfig
+from spear_core.api import (
+    Capability,
+    MetadataStoreSpec,
+    ObjectStoreSpec,
+    SpearletConfig,
+    StoreConfig,
+)
 from spear_core.errors import ConfigError
 from spear_core.plugins import Owned, Plugins
 
-__all__ = ["AUTO", "chosen_metadata_store", "chosen_object_store"]
+__all__ = ["AUTO", "chosen_metadata_store", "chosen_object_store", "tasks_are_durable"]
 
 AUTO = "auto"
 """In place of a name: the installed store with the highest priority."""
@@ -25,6 +31,31 @@ def chosen_metadata_store(plugins: Plugins, config: StoreConfig) -> Owned[Metada
 def chosen_object_store(plugins: Plugins, config: StoreConfig) -> Owned[ObjectStoreSpec[Any]]:
     """The object store of a node. :raises ConfigError: the one it names is not there."""
     return _chosen("objects", config.objects, plugins.object_stores)
+
+
+def tasks_are_durable(plugins: Plugins, config: SpearletConfig) -> bool:
+    """Whether a node that keeps its state directory has its tasks on disk.
+
+    :raises ConfigError: ``tasks.durable`` asks for it, and one of the stores does not last.
+    """
+    if config.tasks.durable == "off":
+        return False
+    chosen = (
+        chosen_metadata_store(plugins, config.stores),
+        chosen_object_store(plugins, config.stores),
+    )
+    passing = [owned.spec.name for owned in chosen if not _lasts(owned.spec)]
+    if passing and config.tasks.durable == "on":
+        problem = (
+            f"tasks.durable: tasks cannot be kept in the store {passing[0]!r}, which does not last "
+            "([stores]); `pip install spear-store-lmdb` provides one that does"
+        )
+        raise ConfigError(problem, problems=(problem,))
+    return not passing
+
+
+def _lasts(spec: MetadataStoreSpec[Any] | ObjectStoreSpec[Any]) -> bool:
+    return Capability.DURABLE in spec.capabilities
 
 
 def _chosen(setting: str, name: str, installed: Mapping[str, Owned[Any]]) -> Owned[Any]:

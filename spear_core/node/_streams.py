@@ -137,6 +137,8 @@ class TaskStream(InvokeStream):
                 await self.receive()
         except trio.EndOfChannel:
             await self._task.wait_final()
+        if self._task.record is not None:
+            await self._task.record.settled()
         return self._answer(self._task)
 
     async def aclose(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 
@@ -109,6 +109,21 @@ class TaskLog:
             with suppress(OSError):
                 os.unlink(self._path)
 
+    def take_up(self, *, finished: bool) -> None:
+        """Go on with a file that is there. A line that a crash has cut is cut off."""
+        self._closed = finished
+        with suppress(FileNotFoundError), open(self._path, "rb+") as file:
+            if finished:
+                self._size = file.seek(0, os.SEEK_END)
+                return
+            whole = 0
+            for line in file:
+                if line.endswith(b"\n"):
+                    whole += len(line)
+                    self._entries += 1
+            file.truncate(whole)
+            self._size = whole
+
     def _wake(self) -> None:
         if self._changed is not None:
             self._changed.set()
@@ -191,6 +206,13 @@ class TaskLogDirectory:
         """The log of a new task; the file is made by its first entry."""
         return TaskLog(f"{self._directory}/{task_id}.log", max_bytes=self._max_bytes)
 
+    def reopen(self, task_id: str, *, finished: bool) -> TaskLog:
+        """The log of a task that an earlier run of the node had; it goes on where it was, unless
+        the task is finished."""
+        log = self.open(task_id)
+        log.take_up(finished=finished)
+        return log
+
     def reconfigure(self, config: LogConfig) -> None:
         """Take other limits, for the logs of tasks to come."""
         self._max_bytes = config.max_task_log_bytes
@@ -204,9 +226,10 @@ class TaskLogDirectory:
         except OSError:
             return None
 
-    def prune(self, keep: int) -> None:
-        """Keep the newest ``keep`` files that an earlier run left."""
+    def prune(self, keep: int, known: Container[str] = ()) -> None:
+        """Keep the newest ``keep`` files that an earlier run left, and those of ``known`` tasks."""
         with suppress(OSError):
-            files = sorted(Path(self._directory).glob("*.log"), key=lambda p: p.stat().st_mtime)
+            found = (path for path in Path(self._directory).glob("*.log") if path.stem not in known)
+            files = sorted(found, key=lambda path: path.stat().st_mtime)
             for path in files[: max(0, len(files) - keep)]:
                 path.unlink(missing_ok=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import attrs
 import msgspec
@@ -35,10 +37,16 @@ from spear_core.node._tokens import TokenSource
 from spear_core.node._tracing import TaskTracing
 from spear_core.node._turns import Turn
 
+if TYPE_CHECKING:
+    from spear_core.node._journal import TaskEntry
+
 __all__ = ["Task", "TaskTable", "Work"]
 
 Work = Callable[[Instance, ExecutionRequest], Awaitable[ExecutionResponse]]
 """What an execution does with its instance."""
+
+_TIDY_S = 30.0
+"""How exactly the age of finished tasks is looked at."""
 
 _UNANSWERED = {TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT}
 _NEXT: dict[TaskState, frozenset[TaskState]] = {
@@ -102,6 +110,8 @@ class Task:
     """A stream puts its own here, between :meth:`TaskTable.add` and the start; ``None``: to
     execute."""
     tracing: TaskTracing | None = None
+    record: TaskEntry | None = None
+    """What is on disk of it; ``None``: nothing is."""
     children: dict[str, Task] | None = None
     """Unfinished ones that end with this one; ``None``: it never had any."""
     _done: trio.Event | None = None
@@ -202,12 +212,19 @@ class TaskTable:
     """Every unfinished task, and the newest finished ones within the limits."""
 
     def __init__(
-        self, logs: TaskLogDirectory, *, keep_finished: int, keep_finished_bytes: int
+        self,
+        logs: TaskLogDirectory,
+        *,
+        keep_finished: int,
+        keep_finished_bytes: int,
+        keep_finished_s: float = 0.0,
     ) -> None:
+        """:param keep_finished_s: 0: whatever their age."""
         self._logs = logs
         self._tokens = TokenSource()
         self._keep = keep_finished
         self._keep_bytes = keep_finished_bytes
+        self._keep_s = keep_finished_s
         self._tasks: dict[str, Task] = {}
         self._by_execution: dict[str, Task] = {}
         self._by_key: dict[tuple[str, str], Task] = {}
@@ -256,6 +273,40 @@ class TaskTable:
             task.digest = _digest(request)
             self._by_key[task.same] = task
         return task
+
+    def restore(self, tasks: Iterable[Task]) -> None:
+        """Have tasks of an earlier run of the node, in their order; final ones are kept as far as
+        the limits go."""
+        final = []
+        for task in tasks:
+            self._tasks[task.id] = self._by_execution[task.execution_id] = task
+            for execution in task.failed_executions:
+                self._by_execution[execution.execution_id] = task
+            if task.same is not None:
+                self._by_key[task.same] = task
+            if task.state.is_final:
+                final.append(task)
+            elif not task.detached and (parent := self._tasks.get(task.parent_task_id)):
+                if parent.children is None:
+                    parent.children = {}
+                parent.children[task.id] = task
+        for task in sorted(final, key=attrgetter("completed_at")):
+            self._finished.append(task)
+            self._finished_bytes += _kept_bytes(task)
+        self._trim()
+
+    def drop(self, task: Task) -> None:
+        """Forget a task that was not accepted after all."""
+        parent = self._tasks.get(task.parent_task_id)
+        if parent is not None and parent.children:
+            parent.children.pop(task.id, None)
+        record, task.record = task.record, None
+        self._forget(task)
+        if record is not None:
+            record.refused()
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._tasks
 
     def same(self, request: InvokeRequest) -> Task | None:
         """The task that was made for this request under its idempotency key before.
@@ -369,7 +420,20 @@ class TaskTable:
         """Take other limits, also for what has finished already."""
         self._keep = config.keep_finished
         self._keep_bytes = config.keep_finished_bytes
+        self._keep_s = config.keep_finished_ms / 1000
         self._trim()
+
+    async def keep_tidy(self) -> None:
+        """Forget what is too old, for ever."""
+        while True:
+            await trio.sleep(_TIDY_S)
+            self._expire()
+
+    def _expire(self) -> None:
+        if self._keep_s:
+            oldest = time.time() - self._keep_s
+            while self._finished and (self._finished[0].completed_at or 0.0) < oldest:
+                self._forget_oldest()
 
     def _trim(self) -> None:
         while self._finished and (
@@ -377,9 +441,12 @@ class TaskTable:
         ):
             if len(self._finished) == 1 and self._keep:
                 break
-            oldest = self._finished.popleft()
-            self._finished_bytes -= _kept_bytes(oldest)
-            self._forget(oldest)
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        oldest = self._finished.popleft()
+        self._finished_bytes -= _kept_bytes(oldest)
+        self._forget(oldest)
 
     def _forget(self, task: Task) -> None:
         del self._tasks[task.id], self._by_execution[task.execution_id]
@@ -388,6 +455,8 @@ class TaskTable:
         if task.same is not None:
             del self._by_key[task.same]
         task.log.remove()
+        if task.record is not None:
+            task.record.forget()
 
 
 def _kept_bytes(task: Task) -> int:

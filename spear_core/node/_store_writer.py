@@ -1,0 +1,215 @@
+"""Writes many small things into the metadata store at once.
+
+Whatever is ready at the same time goes into as few transactions as possible, and they go to disk
+together; what comes in meanwhile is the next batch. So one write costs one flush when nothing else
+is going on, and a small share of one under load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from logging import Logger
+
+import attrs
+import trio
+
+from spear_core.api import MetadataChange, MetadataStore
+from spear_core.errors import CompactedError, InvalidRequestError, SpearError, StoreError
+from spear_core.node._failures import as_spear_error
+from spear_core.stores import MAX_CHANGES
+
+__all__ = ["StoreWriter", "Write"]
+
+_AGAIN_S = 1.0
+"""Until what could not be written is tried again."""
+_HISTORY = 1_000
+"""Revisions that stay readable. Nobody reads the past of tasks, and it costs room."""
+_COMPACT_EVERY = 1_000
+
+
+@attrs.define(eq=False)
+class Write:
+    """Changes that belong together, on their way to disk; made by :class:`StoreWriter`."""
+
+    owner: str
+    keep: bool
+    """Try again for as long as it fails; else it fails once and is given up."""
+    changes: dict[bytes, MetadataChange] = attrs.field(factory=dict)
+    done: bool = False
+    error: SpearError | None = None
+    """Why it is not on disk: for good, or until the next attempt if it is kept."""
+    then: Callable[[SpearError | None], None] | None = None
+    """Called once, when it is on disk or has been given up."""
+    older: list[Write] = attrs.field(factory=list)
+    """Of the same owner, that failed and are told what becomes of this one."""
+    _told: trio.Event | None = None
+
+    async def wait(self, *, patient: bool = False) -> None:
+        """Wait until it is on disk.
+
+        :param patient: also through failures, of one that is kept.
+
+        **Raises** :exc:`~spear_core.errors.StoreError` (or what else the store said): it is not,
+        at present. **Cancellation**: changes nothing.
+        """
+        while not self.done:
+            if self.error is not None and not (patient and self.keep):
+                raise type(self.error)(
+                    self.error.message, code=self.error.code, retryable=self.error.retryable
+                ) from self.error
+            if self._told is None:
+                self._told = trio.Event()
+            await self._told.wait()
+
+    def tell(self, error: SpearError | None) -> None:
+        """What has become of it."""
+        self.error = error
+        self.done = error is None
+        for write in self.older:
+            write.tell(error)
+        if self._told is not None:
+            self._told.set()
+            self._told = None
+        if self.then is not None and (self.done or not self.keep):
+            then, self.then = self.then, None
+            then(error)
+
+
+class StoreWriter:
+    """The one who writes; :meth:`run` does it. Writes of one owner reach the disk in order."""
+
+    def __init__(self, store: MetadataStore, log: Logger) -> None:
+        self._store = store
+        self._log = log
+        self._waiting: dict[str, Write] = {}
+        self._stuck: dict[str, Write] = {}
+        """Kept ones that have failed; the next attempt takes them with it."""
+        self._news = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+        self._compacted: int | None = None
+
+    @property
+    def trouble(self) -> int:
+        """How many writes wait for the store to take them again."""
+        return len(self._stuck)
+
+    def submit(
+        self,
+        owner: str,
+        changes: Iterable[MetadataChange],
+        *,
+        keep: bool = True,
+        promised: Write | None = None,
+    ) -> Write:
+        """Have changes written. One of the same owner that has not begun takes them along.
+
+        :param promised: a :class:`Write` that somebody waits for already.
+        """
+        write = self._waiting.get(owner) or self._stuck.pop(owner, None)
+        if write is None:
+            write = promised if promised is not None else Write(owner, keep)
+        elif promised is not None:
+            write.older.append(promised)
+        self._waiting[owner] = write
+        self._news.set()
+        if self._idle.is_set():
+            self._idle = trio.Event()
+        write.keep = write.keep or keep
+        write.changes.update((change.key, change) for change in changes)
+        return write
+
+    async def flushed(self) -> None:
+        """Wait until nothing is waiting to be written, but for what is stuck."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Write for ever."""
+        while True:
+            if not self._waiting:
+                self._idle.set()
+                with trio.move_on_after(_AGAIN_S if self._stuck else float("inf")):
+                    await self._news.wait()
+            self._news = trio.Event()
+            if self._stuck:
+                await self._try_again()
+            if self._waiting:
+                taken, self._waiting = self._waiting, {}
+                await self._write_out(list(taken.values()))
+
+    async def _write_out(self, writes: Sequence[Write]) -> None:
+        chunks: list[list[Write]] = [[]]
+        size = 0
+        for write in writes:
+            if size + len(write.changes) > MAX_CHANGES:
+                chunks.append([])
+                size = 0
+            chunks[-1].append(write)
+            size += len(write.changes)
+        if len(chunks) == 1:
+            await self._transact(chunks[0])
+            return
+        async with trio.open_nursery() as nursery:
+            for chunk in chunks:
+                nursery.start_soon(self._transact, chunk)
+
+    async def _transact(self, writes: Sequence[Write]) -> None:
+        changes = [change for write in writes for change in write.changes.values()]
+        try:
+            revision = (await self._store.transact(changes)).revision
+        except Exception as raised:  # barrier: the store
+            error = as_spear_error(raised, "the metadata store", self._log)
+            if isinstance(error, InvalidRequestError) and len(writes) > 1:
+                for write in writes:  # one of them is at fault, not the store
+                    await self._transact([write])
+                return
+            for write in writes:
+                self._failed(write, error)
+            return
+        for write in writes:
+            write.tell(None)
+        await self._compact(revision)
+
+    def _failed(self, write: Write, error: SpearError) -> None:
+        if write.keep and not isinstance(error, InvalidRequestError):
+            if not self._stuck:
+                self._log.error("what becomes of tasks cannot be written down: %s", error)
+            newer = self._waiting.get(write.owner)
+            if newer is not None:  # submitted in the meantime: it says more
+                newer.changes = {**write.changes, **newer.changes}
+                newer.keep = True
+                newer.older.append(write)
+                write.tell(error)
+                return
+            self._stuck[write.owner] = write
+        else:
+            write.keep = False
+            if isinstance(error, InvalidRequestError):
+                self._log.error("a record cannot be written, and is given up: %s", error)
+        write.tell(error)
+
+    async def _try_again(self) -> None:
+        """One by one: what is small, or makes room, may go through when others do not."""
+        failed = False
+        for owner, write in list(self._stuck.items()):
+            if self._stuck.pop(owner, None) is None:
+                continue
+            await self._transact([write])
+            failed = failed or owner in self._stuck
+            if failed:
+                break
+        if not self._stuck:
+            self._log.info("what becomes of tasks is written down again")
+
+    async def _compact(self, revision: int) -> None:
+        if self._compacted is None:
+            self._compacted = revision
+        if revision - self._compacted < _COMPACT_EVERY:
+            return
+        self._compacted = revision
+        try:
+            await self._store.compact(revision - _HISTORY)
+        except (CompactedError, InvalidRequestError):
+            pass
+        except StoreError as error:
+            self._log.warning("the metadata store's history cannot be compacted: %s", error)
