@@ -20,6 +20,7 @@ from spear_core.api import (
     ArtifactUpload,
     IsolationLevel,
     Limits,
+    ObjectGrants,
     PoolSettings,
     Resources,
     RetryPolicy,
@@ -117,6 +118,7 @@ class _Spec:
     requirements: tuple[str, ...] = ()
     requirements_file: str | None = None
     dependencies: tuple[str, ...] = ()
+    objects: ObjectGrants = ObjectGrants()
 
 
 def load_spec(path: Path) -> ArtifactUpload:
@@ -198,6 +200,7 @@ class _Reading:
             pool=spec.pool,
             requirements=requirements,
             dependencies=spec.dependencies,
+            objects=spec.objects,
         )
 
     def _check_names(self) -> None:

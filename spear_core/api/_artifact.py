@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -120,13 +120,30 @@ class PoolSettings:
             raise ValueError(f"min_instances: {least} are more than max_instances, which is {most}")
 
 
+def _grants(_instance: object, _field: object, prefixes: Sequence[str]) -> None:
+    """Refuse what would grant other objects than its author means."""
+    wrong = [f"{prefix!r} {why}" for prefix in prefixes if (why := _wrong_grant(prefix))]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _wrong_grant(prefix: str) -> str:
+    if prefix.startswith("/"):
+        return f"has a '/' before it: write {prefix.lstrip('/')!r}"
+    if prefix.startswith("."):
+        return "is the node's own, and nobody else's"
+    if prefix and "/" not in prefix:
+        return f"would be the objects of every artifact whose name begins so: write '{prefix}/'"
+    return ""
+
+
 @attrs.frozen(kw_only=True)
 class ObjectGrants:
     """Objects beyond its own (``<artifact's name>/…``) that an artifact may touch, by the beginning
-    of their keys (``producer/frames/``); an empty text is every key."""
+    of their keys (``producer/frames/``); an empty text is every key but the node's own."""
 
-    read: tuple[str, ...] = ()
-    write: tuple[str, ...] = ()
+    read: tuple[str, ...] = attrs.field(default=(), validator=_grants)
+    write: tuple[str, ...] = attrs.field(default=(), validator=_grants)
     """Also reading, references, pins and deletion."""
 
 

@@ -60,6 +60,8 @@ class ExecutionConfig:
     task_timeout_ms: int = attrs.field(default=300_000, validator=_positive)
     max_input_bytes: int = attrs.field(default=64 << 20, validator=_payload)
     max_output_bytes: int = attrs.field(default=64 << 20, validator=_payload)
+    inline_output_bytes: int = attrs.field(default=1 << 20, validator=_not_negative)
+    """An output with more is put into the object store, and the task's result says where."""
     shutdown_grace_ms: int = attrs.field(default=10_000, validator=_not_negative)
     """How long running tasks may go on once the node was told to stop."""
     enable_metrics: bool = True

@@ -12,6 +12,7 @@ import attrs
 from spear_core.api._artifact import ArtifactSettings, ArtifactState
 from spear_core.api._execution import ErrorInfo, ExecutionUsage
 from spear_core.api._metrics import NodeMetrics
+from spear_core.api._objects import ObjectApi
 from spear_core.api._stream import DuplexStream
 from spear_core.errors import SpearError
 
@@ -169,6 +170,9 @@ class InvokeRequest:
     parent_task_id: str = ""
     """The task that asks for this one; its end cancels this one unless ``detached``."""
     detached: bool = False
+    input_object: str = ""
+    """The key of an object to take as the input, whole (``producer/frame``); ``payload`` is empty
+    then. The version of the moment counts, whatever becomes of the object while the task waits."""
 
 
 @attrs.frozen(kw_only=True)
@@ -177,6 +181,11 @@ class TaskResult:
 
     output: bytes = b""
     content_type: str = "application/octet-stream"
+    object_key: str = ""
+    """Where the output is when it is large (``[execution] inline_output_bytes``): an object of the
+    node's, there to be read for as long as the task is kept. ``output`` is empty then."""
+    object_size: int = 0
+    """Bytes of that object."""
     error: ErrorInfo | None = None
     """Set for every final state but ``completed``."""
     execution_time_ms: float = 0.0
@@ -373,6 +382,12 @@ class NodeApi(ABC):
         """False once a client's connection is known to be lost: no call can succeed any more."""
         return True
 
+    @property
+    def objects(self) -> ObjectApi:
+        """The node's objects. **Raises** :exc:`~spear_core.errors.SpearError` where a front door
+        has no way to them."""
+        raise SpearError("this node's objects cannot be reached this way", code="unimplemented")
+
     @abstractmethod
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         """Run a function; ``sync`` waits for its end, ``async`` answers once it is queued.
@@ -383,6 +398,7 @@ class NodeApi(ABC):
         :exc:`~spear_core.errors.ResourceExhaustedError` (nothing was started),
         :exc:`~spear_core.errors.RuntimeFault`, :exc:`~spear_core.errors.NodeStoppingError`,
         :exc:`~spear_core.errors.UnsupportedModeError`,
+        :exc:`~spear_core.errors.ObjectNotFoundError` (of ``input_object``),
         :exc:`~spear_core.errors.IdempotencyConflictError`,
         :exc:`~spear_core.errors.CircuitOpenError`. **Cancellation**: of a ``sync`` call cancels the
         task, unless the request has an idempotency key.

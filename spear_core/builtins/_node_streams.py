@@ -16,7 +16,7 @@ from spear_core.errors import (
 )
 from spear_core.rpc import Reply, Stream
 
-__all__ = ["ClientStream", "relay"]
+__all__ = ["ClientStream", "gone", "relay"]
 
 
 async def relay(client: Stream, task: InvokeStream) -> InvokeResponse:
@@ -94,7 +94,7 @@ class ClientStream(InvokeStream):
         try:
             await self._stream.send(data)
         except ChannelBrokenError as error:
-            raise _gone(error) from error
+            raise gone(error) from error
 
     async def send_eof(self) -> None:
         try:
@@ -102,13 +102,13 @@ class ClientStream(InvokeStream):
         except ChannelClosedError:
             pass  # it has ended, and takes no more anyway
         except ChannelBrokenError as error:
-            raise _gone(error) from error
+            raise gone(error) from error
 
     async def receive(self) -> bytes:
         try:
             return await self._stream.receive()
         except ChannelBrokenError as error:
-            raise _gone(error) from error
+            raise gone(error) from error
 
     async def result(self) -> InvokeResponse:
         try:
@@ -121,11 +121,12 @@ class ClientStream(InvokeStream):
             self.finished = True
             return self._read(reply)
         except ChannelBrokenError as error:
-            raise _gone(error) from error
+            raise gone(error) from error
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
 
-def _gone(error: ChannelBrokenError) -> NodeUnreachableError:
+def gone(error: ChannelBrokenError) -> NodeUnreachableError:
+    """What a client says when its session broke."""
     return NodeUnreachableError(f"the node went away in the middle of a stream: {error}")

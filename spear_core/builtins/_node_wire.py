@@ -30,11 +30,13 @@ from spear_core.api import (
     NodeApi,
     NodeMetrics,
     NodeStatus,
+    ObjectApi,
     PluginInfo,
     TaskInfo,
     TaskResult,
 )
 from spear_core.builtins._node_streams import ClientStream, relay
+from spear_core.builtins._objects_wire import PREFIX, ObjectsClient, answer_objects, serve_objects
 from spear_core.errors import InvalidRequestError, ProtocolError, SpearError, UnsupportedModeError
 from spear_core.rpc import Call, Reply, Stream
 from spear_core.rpc.codec import cut_text, decode_head, encode_head
@@ -42,7 +44,7 @@ from spear_core.rpc.codec import cut_text, decode_head, encode_head
 __all__ = ["NodeClient", "answer", "serve_stream"]
 
 T = TypeVar("T")
-Ask = Callable[[str, dict[str, Any], bytes], Awaitable[Reply]]
+Ask = Callable[[str, dict[str, Any], bytes | bytearray | memoryview], Awaitable[Reply]]
 OpenStream = Callable[[str, dict[str, Any]], AbstractAsyncContextManager[Stream]]
 
 _MODES = frozenset(mode.value for mode in ExecutionMode)
@@ -78,6 +80,8 @@ async def answer(node: NodeApi, call: Call) -> Reply:
     :raises SpearError: what the method raises; the session sends it back.
     """
     method = _METHODS.get(call.method)
+    if method is None and call.method.startswith(PREFIX):
+        return await answer_objects(node.objects, call)
     if method is None:
         raise InvalidRequestError(
             f"this node has no method {call.method!r}; it has {', '.join(_METHODS)}"
@@ -109,6 +113,8 @@ async def serve_stream(node: NodeApi, call: Call, stream: Stream) -> Reply:
 
     :raises SpearError: what :meth:`NodeApi.stream` raises.
     """
+    if call.method.startswith(PREFIX):
+        return await serve_objects(node.objects, call, stream)
     if call.method != "stream":
         raise InvalidRequestError(f"this node has no stream {call.method!r}; it has stream")
     request = _convert({**call.args, "payload": b""}, InvokeRequest)
@@ -266,10 +272,15 @@ class NodeClient(NodeApi):
         self._ask = ask
         self._open_stream = open_stream
         self._connected = connected
+        self._objects = ObjectsClient(ask, open_stream)
 
     @property
     def is_connected(self) -> bool:
         return self._connected()
+
+    @property
+    def objects(self) -> ObjectApi:
+        return self._objects
 
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         reply = await self._ask("invoke", _invoke_arguments(request), request.payload)

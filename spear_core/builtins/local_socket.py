@@ -100,7 +100,8 @@ class _Server:
         return await answer(self._node, call)
 
     async def _stream(self, caller: str, call: Call, stream: Stream) -> Reply:
-        call.args.setdefault("caller", caller)
+        if call.method == "stream":
+            call.args.setdefault("caller", caller)
         return await serve_stream(self._node, call, stream)
 
     def _verify(self, head: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +240,9 @@ class _Asking:
         self._session = session
         self._path = path
 
-    async def ask(self, method: str, args: dict[str, Any], payload: bytes) -> Reply:
+    async def ask(
+        self, method: str, args: dict[str, Any], payload: bytes | bytearray | memoryview
+    ) -> Reply:
         try:
             return await self._session.request(method, args, payload)
         except (ChannelBrokenError, ChannelClosedError) as error:

@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "logs": "Print the log of a task, or the node's own.",
         "cancel": "Cancel tasks, and wait until nothing of them runs.",
         "artifacts": "List what is deployed, and choose between versions.",
+        "objects": "Put objects on a node, get them, and see who keeps them.",
         "instances": "List live instances: what is running or kept warm.",
     },
     "Operate": {

@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import attrs
 import trio
 
-from spear_core.api import NodeApi, ObjectReader, ObjectStat
+from spear_core.api import NodeApi, ObjectReader, ObjectStat, TaskInfo
 from spear_core.cli._input import Pieces
 from spear_core.cli._terminal import note, write_through
 from spear_core.errors import StoreCorruptError
@@ -22,7 +23,7 @@ from spear_core.errors import StoreCorruptError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["copy_to_stdout", "get_into_file", "put_from"]
+__all__ = ["copy_to_stdout", "fetch_output", "get_into_file", "put_from"]
 
 _BLOCK = 1 << 20
 _BAR_FROM = 4 << 20
@@ -96,6 +97,19 @@ async def copy_to_stdout(api: NodeApi, key: str, version: int | None = None) -> 
             async for piece in reader:
                 await trio.to_thread.run_sync(write_through, piece, abandon_on_cancel=True)
                 bar.moved(len(piece))
+
+
+async def fetch_output(api: NodeApi, task: TaskInfo, *, as_json: bool) -> TaskInfo:
+    """See to the output of a task where that is an object: write it to stdout, or put it into the
+    task, which has it then for whoever prints JSON."""
+    result = task.result
+    if result is None or not result.object_key:
+        return task
+    if not as_json:
+        await copy_to_stdout(api, result.object_key)
+        return task
+    _, output = await api.objects.get(result.object_key)
+    return attrs.evolve(task, result=attrs.evolve(result, output=output))
 
 
 async def get_into_file(

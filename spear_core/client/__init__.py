@@ -9,6 +9,16 @@
 
 from spear_core.client._calls import CallOptions, Result
 from spear_core.client._node import Node, connect
+from spear_core.client._objects import Object, Objects
 from spear_core.client._task import LogReader, RemoteTask
 
-__all__ = ["CallOptions", "LogReader", "Node", "RemoteTask", "Result", "connect"]
+__all__ = [
+    "CallOptions",
+    "LogReader",
+    "Node",
+    "Object",
+    "Objects",
+    "RemoteTask",
+    "Result",
+    "connect",
+]

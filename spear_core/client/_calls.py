@@ -32,6 +32,7 @@ class CallOptions(TypedDict, total=False):
     caller: str
     parent_task_id: str
     detached: bool
+    input_object: str
 
 
 @attrs.frozen(kw_only=True)

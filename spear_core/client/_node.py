@@ -24,6 +24,7 @@ from spear_core.api import (
 from spear_core.client._calls import CallOptions, Input, Result, make_request, result_of
 from spear_core.client._doors import door_for, node_url
 from spear_core.client._line import Line
+from spear_core.client._objects import Objects, with_output
 from spear_core.client._task import RemoteTask
 from spear_core.client._upload import Code, make_upload
 
@@ -48,6 +49,11 @@ class Node:
     def url(self) -> str:
         """Where it is."""
         return self._line.url
+
+    @property
+    def objects(self) -> Objects:
+        """Its objects."""
+        return Objects(self._line)
 
     async def api(self) -> NodeApi:
         """The whole interface, on the connection of now; lost with it."""
@@ -77,7 +83,7 @@ class Node:
         response = await self._line.ask(
             lambda api: api.invoke(request), repeatable=bool(request.idempotency_key)
         )
-        return result_of(response.task)
+        return result_of(await with_output(self._line, response.task))
 
     async def submit(
         self, function: str, value: Input = None, **options: Unpack[CallOptions]

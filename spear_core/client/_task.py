@@ -7,6 +7,7 @@ from collections import deque
 from spear_core.api import LogEntry, TaskInfo
 from spear_core.client._calls import Result, result_of
 from spear_core.client._line import Line
+from spear_core.client._objects import with_output
 
 __all__ = ["LogReader", "RemoteTask"]
 
@@ -28,7 +29,7 @@ class RemoteTask:
         :exc:`~spear_core.errors.TaskTimeoutError`, :exc:`~spear_core.errors.TaskCancelledError`,
         :exc:`~spear_core.errors.TaskNotFoundError`. **Cancellation**: leaves the task alone.
         """
-        return result_of(await self._ask(wait=True))
+        return result_of(await with_output(self._line, await self._ask(wait=True)))
 
     async def status(self) -> TaskInfo:
         """How it is, now."""

@@ -45,6 +45,7 @@ from spear_core.node._retries import backoff_s, is_retried
 from spear_core.node._runtime_health import RuntimeHealth
 from spear_core.node._secrets import Secrets
 from spear_core.node._slots import Slots
+from spear_core.node._task_objects import TaskObjects
 from spear_core.node._tasks import Task, TaskTable
 
 __all__ = ["Executor", "RuntimeSource", "open_executor"]
@@ -64,6 +65,7 @@ class Executor:
         background: Background,
         log: Logger,
         secrets: Secrets | None = None,
+        objects: TaskObjects | None = None,
     ) -> None:
         self._artifacts = artifacts
         self._tasks = tasks
@@ -71,6 +73,7 @@ class Executor:
         self._background = background
         self._log = log
         self._secrets = secrets or Secrets({}, warn=log.warning)
+        self._objects = objects
         self._results = Results(
             node_id, self._secrets, max_output_bytes=config.execution.max_output_bytes
         )
@@ -397,7 +400,14 @@ class Executor:
             )
         finally:
             elapsed = task.execution_s = time.perf_counter() - started
-        self._results.finish(task, response, elapsed)
+        kept = None
+        if (
+            self._objects is not None
+            and len(response.payload) > self._objects.most_inline
+            and len(response.payload) <= self._results.most_output(task)
+        ):
+            kept = await self._objects.keep_output(task, response)
+        self._results.finish(task, response, elapsed, kept)
 
     def reconfigure(self, config: SpearletConfig) -> None:
         """Take new limits: what runs goes on, lower ones take effect as things end."""
@@ -454,6 +464,7 @@ async def open_executor(
     node_id: str,
     log: Logger,
     secrets: Secrets | None = None,
+    objects: TaskObjects | None = None,
 ) -> AsyncIterator[Executor]:
     """An executor; leaving the block ends whatever still runs."""
     async with open_background() as background:
@@ -466,6 +477,7 @@ async def open_executor(
             background=background,
             log=log,
             secrets=secrets,
+            objects=objects,
         )
         background.start_soon(executor.watch_deadlines)
         yield executor

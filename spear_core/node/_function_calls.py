@@ -7,6 +7,7 @@ import attrs
 from spear_core.api import ExecutionMode, FunctionCalls, InvokeRequest, NodeApi, TaskInfo
 from spear_core.errors import TaskNotFoundError
 from spear_core.node._executor import Executor
+from spear_core.node._task_objects import TaskObjects
 from spear_core.node._tasks import Task, TaskTable
 
 __all__ = ["TaskCalls"]
@@ -15,7 +16,15 @@ __all__ = ["TaskCalls"]
 class TaskCalls(FunctionCalls):
     """Calls in the name of one task."""
 
-    def __init__(self, task: Task, node: NodeApi, tasks: TaskTable, executor: Executor) -> None:
+    def __init__(
+        self,
+        task: Task,
+        node: NodeApi,
+        tasks: TaskTable,
+        executor: Executor,
+        objects: TaskObjects | None = None,
+    ) -> None:
+        self._objects = objects
         self._task = task
         self._node = node
         self._tasks = tasks
@@ -24,9 +33,11 @@ class TaskCalls(FunctionCalls):
     async def invoke(self, request: InvokeRequest) -> TaskInfo:
         async with self._executor.slots.paused(self._task):
             if not request.detached:
-                return (await self._node.invoke(self._ours(request, ExecutionMode.SYNC))).task
-            started = await self._start(request)
-            return await self._node.get_task(started.task_id, wait=True)
+                ended = (await self._node.invoke(self._ours(request, ExecutionMode.SYNC))).task
+            else:
+                started = await self._start(request)
+                ended = await self._node.get_task(started.task_id, wait=True)
+            return await self._with_output(ended)
 
     async def start(self, request: InvokeRequest) -> TaskInfo:
         return await self._start(request)
@@ -37,7 +48,11 @@ class TaskCalls(FunctionCalls):
     async def wait(self, task_id: str) -> TaskInfo:
         child = self._child(task_id)
         async with self._executor.slots.paused(self._task):
-            return await self._node.get_task(child.id, wait=True)
+            return await self._with_output(await self._node.get_task(child.id, wait=True))
+
+    async def _with_output(self, task: TaskInfo) -> TaskInfo:
+        """A large one lies elsewhere, where the parent could not read it."""
+        return task if self._objects is None else await self._objects.with_output(task)
 
     async def cancel(self, task_id: str, *, reason: str = "") -> TaskInfo:
         child = self._child(task_id)
@@ -46,8 +61,12 @@ class TaskCalls(FunctionCalls):
 
     def _ours(self, request: InvokeRequest, mode: ExecutionMode) -> InvokeRequest:
         task = self._task
+        key = request.input_object
+        if key and self._objects is not None:
+            key = self._objects.scope(task).readable(key)
         return attrs.evolve(
             request,
+            input_object=key,
             mode=mode,
             parent_task_id=task.id,
             trace=request.trace or task.trace,

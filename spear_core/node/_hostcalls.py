@@ -16,6 +16,7 @@ from spear_core.errors import InvalidRequestError, SpearError
 from spear_core.node._failures import as_spear_error
 from spear_core.node._secrets import Secrets
 from spear_core.node._services import Services
+from spear_core.node._task_objects import TaskObjects
 from spear_core.node._tasks import Task, TaskTable
 from spear_core.node._tracing import trace_id
 from spear_core.plugins import Plugins
@@ -36,11 +37,13 @@ class NodeHostcalls(Hostcalls):
         *,
         log: Logger,
         secrets: Secrets | None = None,
+        objects: TaskObjects | None = None,
     ) -> None:
         self._services = services
         self._plugins = plugins
         self._tasks = tasks
         self._log = log
+        self._objects = objects
         self._secrets = secrets or Secrets({}, warn=log.warning)
         self._functions: Callable[[Task], FunctionCalls] | None = None
 
@@ -89,6 +92,7 @@ class NodeHostcalls(Hostcalls):
             task_id=task.id,
             artifact=task.artifact.ref,
             functions=self._functions(task) if self._functions is not None else None,
+            objects=self._objects.scoped(task) if self._objects is not None else None,
             fd=value.fd,
             takes_fd=takes_fd,
             wait_ended=task.wait_final,

@@ -29,6 +29,7 @@ from spear_core.api import (
     NodeApi,
     NodeMetrics,
     NodeStatus,
+    ObjectApi,
     PluginInfo,
     RuntimeInfo,
     SpearletConfig,
@@ -48,10 +49,12 @@ from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor
 from spear_core.node._journal import TaskJournal
 from spear_core.node._node_metrics import node_metrics
+from spear_core.node._objects import LocalObjects
 from spear_core.node._reloading import Reloader
 from spear_core.node._services import Services
 from spear_core.node._streams import TaskStream, open_task_stream
 from spear_core.node._task_log import TaskLogDirectory
+from spear_core.node._task_objects import TaskObjects
 from spear_core.node._tasks import Task, TaskTable
 from spear_core.node._tracing import Tracing
 from spear_core.plugins import Plugins
@@ -95,6 +98,7 @@ class LocalNode(NodeApi):
         config: SpearletConfig,
         tracing: Tracing | None = None,
         journal: TaskJournal | None = None,
+        objects: TaskObjects | None = None,
     ) -> None:
         self._identity = identity
         self._plugins = plugins
@@ -107,6 +111,8 @@ class LocalNode(NodeApi):
         self._deployer = deployer
         self._tracing = tracing
         self._journal = journal
+        self._task_objects = objects
+        self._objects = LocalObjects(services.object_store)
         self._stopping = False
         self._reloader: Reloader | None = None
 
@@ -119,6 +125,8 @@ class LocalNode(NodeApi):
         self._config = config
         self._tasks.reconfigure(config.tasks)
         self._logs.reconfigure(config.logs)
+        if self._task_objects is not None:
+            self._task_objects.reconfigure(config)
         self._executor.reconfigure(config)
         self._deployer.keep_warm()
 
@@ -135,6 +143,10 @@ class LocalNode(NodeApi):
         if self._stopping:
             raise NodeStoppingError("the node is shutting down and takes no new work")
 
+    @property
+    def objects(self) -> ObjectApi:
+        return self._objects
+
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         if request.mode is ExecutionMode.STREAM:
             raise UnsupportedModeError(
@@ -142,6 +154,8 @@ class LocalNode(NodeApi):
             )
         if request.idempotency_key:
             return await self._invoke_once(request)
+        if request.input_object:
+            request = await self._with_input(request)
         if request.mode is ExecutionMode.ASYNC:
             task = self._accept(request, attached=False)
             self._executor.start(task)
@@ -161,6 +175,9 @@ class LocalNode(NodeApi):
         can come again and find it."""
         self._check_sizes(request)
         task = self._tasks.same(request)
+        if task is None and request.input_object:
+            request = await self._with_input(request)
+            task = self._tasks.same(request)  # another one may have come meanwhile
         if task is None:
             task = self._accept(request, attached=False)
             self._executor.start(task)
@@ -173,8 +190,9 @@ class LocalNode(NodeApi):
 
     @asynccontextmanager
     async def stream(self, request: InvokeRequest) -> AsyncGenerator[InvokeStream]:
-        if request.payload:
-            raise InvalidRequestError("payload: the input of a stream is sent on it")
+        if request.payload or request.input_object:
+            what = "payload" if request.payload else "input_object"
+            raise InvalidRequestError(f"{what}: the input of a stream is sent on it")
         if request.idempotency_key:
             raise InvalidRequestError(
                 "idempotency_key: a stream cannot be repeated, its input is not known beforehand"
@@ -221,7 +239,17 @@ class LocalNode(NodeApi):
             self._tracing.begin(task)
         if self._journal is not None and (not attached or self._config.tasks.durable_sync):
             self._journal.admit(task, attached=attached)
+        if request.input_object and self._task_objects is not None:
+            self._task_objects.hold_input(task, request.input_object)
         return task
+
+    async def _with_input(self, request: InvokeRequest) -> InvokeRequest:
+        """The request with the bytes of its input object, as they are now."""
+        self._refuse_when_stopping()
+        if self._task_objects is None:
+            raise InvalidRequestError("input_object: this node has no objects")
+        self._artifacts.resolve(request.function)  # first: it is cheaper to find missing
+        return await self._task_objects.with_input(request)
 
     def _check_depth(self, parent: Task) -> None:
         most = self._config.execution.max_call_depth

@@ -32,6 +32,7 @@ from spear_core.node._state import hold_state, open_run_dir
 from spear_core.node._stores import tasks_are_durable
 from spear_core.node._system_log import open_system_log
 from spear_core.node._task_log import TaskLogDirectory
+from spear_core.node._task_objects import open_task_objects
 from spear_core.node._tasks import TaskTable
 from spear_core.node._tracing import open_tracing
 from spear_core.node.paths import StatePaths
@@ -144,7 +145,13 @@ async def open_node(
             ephemeral=ephemeral,
         )
         services = Services(plugins, settings, maker, background=background, log=log)
-        hostcalls = NodeHostcalls(services, plugins, tasks, log=log, secrets=secrets)
+        objects = await stack.enter_async_context(
+            open_task_objects(services.object_store, config, log=log)
+        )
+        tasks.attach(objects)
+        hostcalls = NodeHostcalls(
+            services, plugins, tasks, log=log, secrets=secrets, objects=objects
+        )
         services.attach(
             hostcalls,
             NodeChannels(services, plugins, node_id=node_id, log=log),
@@ -159,7 +166,14 @@ async def open_node(
         tracing = await stack.enter_async_context(open_tracing(plugins, services.tracer, log))
         executor = await stack.enter_async_context(
             open_executor(
-                services, artifacts, tasks, config, node_id=node_id, log=log, secrets=secrets
+                services,
+                artifacts,
+                tasks,
+                config,
+                node_id=node_id,
+                log=log,
+                secrets=secrets,
+                objects=None if ephemeral else objects,
             )
         )
         deployer = Deployer(
@@ -177,6 +191,7 @@ async def open_node(
             config=config,
             tracing=tracing,
             journal=journal,
+            objects=objects,
         )
 
         def apply(changed: SpearletConfig) -> None:
@@ -185,7 +200,7 @@ async def open_node(
             local.reconfigure(changed)
 
         local.attach(Reloader(settings, plugins, apply=apply, log=log))
-        hostcalls.attach(lambda task: TaskCalls(task, local, tasks, executor))
+        hostcalls.attach(lambda task: TaskCalls(task, local, tasks, executor, objects))
         if journal is not None:
             restorer = Restorer(
                 journal, tasks, executor, artifacts, logs=logs, log=log, tracing=tracing

@@ -6,6 +6,7 @@ from spear_core.api import (
     ErrorInfo,
     ExecutionResponse,
     ExecutionStatus,
+    ObjectStat,
     TaskResult,
     TaskState,
 )
@@ -67,10 +68,23 @@ class Results:
         """The last attempt broke."""
         task.finish(TaskState.FAILED, self._unanswered(task, error=info))
 
-    def finish(self, task: Task, response: ExecutionResponse, elapsed: float) -> None:
-        """The guest has answered, after ``elapsed`` seconds."""
+    def most_output(self, task: Task) -> int:
+        """Bytes that its output may have."""
+        return task.artifact.limits.output_bytes or self.max_output_bytes
+
+    def finish(
+        self,
+        task: Task,
+        response: ExecutionResponse,
+        elapsed: float,
+        kept: ObjectStat | None = None,
+    ) -> None:
+        """The guest has answered, after ``elapsed`` seconds.
+
+        :param kept: the object that the output is in, if it is.
+        """
         output, error = response.payload, response.error
-        most = task.artifact.limits.output_bytes or self.max_output_bytes
+        most = self.most_output(task)
         if len(output) > most:
             error = ErrorInfo(
                 code="resource_exhausted",
@@ -82,8 +96,10 @@ class Results:
             error = self._secrets.strike_error(task.artifact, error)
         completed = response.status is ExecutionStatus.COMPLETED and error is None
         result = TaskResult(
-            output=output,
+            output=b"" if kept else output,
             content_type=response.content_type,
+            object_key=kept.key if kept else "",
+            object_size=kept.size if kept else 0,
             error=error,
             execution_time_ms=elapsed * 1000,
             queue_time_ms=task.queue_s * 1000,

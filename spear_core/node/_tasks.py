@@ -39,6 +39,7 @@ from spear_core.node._turns import Turn
 
 if TYPE_CHECKING:
     from spear_core.node._journal import TaskEntry
+    from spear_core.node._task_objects import TaskObjects
 
 __all__ = ["Task", "TaskTable", "Work"]
 
@@ -230,6 +231,11 @@ class TaskTable:
         self._by_key: dict[tuple[str, str], Task] = {}
         self._finished: deque[Task] = deque()
         self._finished_bytes = 0
+        self._objects: TaskObjects | None = None
+
+    def attach(self, objects: TaskObjects) -> None:
+        """Who lets go of what tasks hold in the object store."""
+        self._objects = objects
 
     def add(
         self, artifact: Artifact, request: InvokeRequest, turn: Turn, *, entry: str, deadline: float
@@ -407,6 +413,8 @@ class TaskTable:
         """
         task.log.close()
         task.scope = None
+        if self._objects is not None:
+            self._objects.ended(task)
         parent = self._tasks.get(task.parent_task_id)
         if parent is not None and parent.children:
             parent.children.pop(task.id, None)
@@ -455,16 +463,20 @@ class TaskTable:
         if task.same is not None:
             del self._by_key[task.same]
         task.log.remove()
+        if task.result is not None and task.result.object_key and self._objects is not None:
+            self._objects.drop_output(task.id)
         if task.record is not None:
             task.record.forget()
 
 
 def _kept_bytes(task: Task) -> int:
-    return len(task.result.output) if task.result else 0
+    return len(task.result.output) + task.result.object_size if task.result else 0
 
 
 def _digest(request: InvokeRequest) -> bytes:
     """Of everything in a request that says what is to be done."""
     context = sorted(request.context.items())
     asked = [request.function, request.content_type, context, request.payload]
+    if request.input_object:  # whoever asks again names the same key, whatever is there by now
+        asked = [request.function, "", context, request.input_object]
     return hashlib.sha256(msgspec.msgpack.encode(asked)).digest()

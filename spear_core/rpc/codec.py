@@ -76,6 +76,7 @@ class _ErrorHead(msgspec.Struct, omit_defaults=True):
     retryable: bool = False
     retry_after: float | None = None
     current: int | None = None
+    compacted: int | None = None
     pid: int | None = None
     problems: tuple[str, ...] | None = None
     failures: tuple[tuple[str, str], ...] | None = None
@@ -87,6 +88,7 @@ class _ErrorHead(msgspec.Struct, omit_defaults=True):
 _ERROR_ATTRIBUTES = (
     "retry_after",
     "current",
+    "compacted",
     "pid",
     "problems",
     "failures",

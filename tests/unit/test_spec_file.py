@@ -15,6 +15,7 @@ from spear_core.api import (
     ArtifactUpload,
     IsolationLevel,
     Limits,
+    ObjectGrants,
     PoolSettings,
     Resources,
     RetryPolicy,
@@ -225,3 +226,20 @@ def test_a_file_that_is_no_toml(load: Load, project: Path) -> None:
 )
 def test_patterns(pattern: str, path: str, matches: bool) -> None:
     assert bool(matcher(pattern).fullmatch(path)) is matches
+
+
+def test_grants_of_objects(load: Load) -> None:
+    upload = load(
+        'file = "agent.py"\n[objects]\nread = ["producer/frames/", ""]\nwrite = ["shared/"]\n'
+    )
+    assert upload.objects == ObjectGrants(read=("producer/frames/", ""), write=("shared/",))
+
+
+def test_grants_that_would_mean_something_else_are_all_named(load: Load) -> None:
+    table = '[objects]\nread = ["producer", "/x/"]\nwrite = [".spear/"]\nown = 1\n'
+    assert problems(load, f'file = "agent.py"\n{table}') == [
+        "objects.own: unknown key",
+        "objects.read: 'producer' would be the objects of every artifact whose name begins so: "
+        "write 'producer/'; '/x/' has a '/' before it: write 'x/'",
+        "objects.write: '.spear/' is the node's own, and nobody else's",
+    ]

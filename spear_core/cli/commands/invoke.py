@@ -13,6 +13,7 @@ from spear_core.cli._client import talk
 from spear_core.cli._input import Input, input_options
 from spear_core.cli._interrupt import Interrupt
 from spear_core.cli._listing import print_json
+from spear_core.cli._object_files import fetch_output
 from spear_core.cli._options import DURATION, Options, common_options, json_option, pass_options
 from spear_core.cli._streaming import stream_through
 from spear_core.cli._tasks import finish, leave, state_code
@@ -29,6 +30,7 @@ class _Call:
     detach: bool
     """Ctrl-C leaves the task alone."""
     stream: bool
+    as_json: bool
     task_id: str = ""
 
     async def __call__(self, api: NodeApi, interrupt: Interrupt) -> TaskInfo | None:
@@ -37,15 +39,17 @@ class _Call:
             if self.stream:
                 request = attrs.evolve(self.request, content_type=self.input.content_type)
                 return await stream_through(api, request, self.input)
-            request = attrs.evolve(
-                self.request,
-                payload=await self.input.read(_MOST_INPUT),
-                content_type=self.input.content_type,
-            )
-            task = await self._invoke(api, request)
+            task = await self._invoke(api, await self._whole_request())
+            return await fetch_output(api, task, as_json=self.as_json)
         if interrupt.happened:
-            self._say_interrupted()
+            self._say_interrupted(task)
         return task
+
+    async def _whole_request(self) -> InvokeRequest:
+        request = attrs.evolve(self.request, content_type=self.input.content_type)
+        if request.input_object:
+            return request
+        return attrs.evolve(request, payload=await self.input.read(_MOST_INPUT))
 
     async def _invoke(self, api: NodeApi, request: InvokeRequest) -> TaskInfo:
         if not self.detach:
@@ -54,8 +58,10 @@ class _Call:
         self.task_id = accepted.task.task_id
         return await api.get_task(self.task_id, wait=True)
 
-    def _say_interrupted(self) -> None:
-        if self.task_id:
+    def _say_interrupted(self, task: TaskInfo | None) -> None:
+        if task is not None:
+            note(f"interrupted; `spear result {task.task_id}` has all of its output")
+        elif self.task_id:
             note(f"task {self.task_id} goes on; `spear result {self.task_id} --wait` has its end")
         else:
             note("interrupted; the task was cancelled")
@@ -64,6 +70,12 @@ class _Call:
 @click.command("invoke")
 @click.argument("function", metavar="NAME[@VERSION][:ENTRY]")
 @input_options
+@click.option(
+    "--input-object",
+    default="",
+    metavar="KEY",
+    help="The input is this object of the node's, as it is now.",
+)
 @click.option(
     "--timeout",
     type=DURATION,
@@ -88,6 +100,7 @@ def command(
     input_text: str | None,
     input_file: str | None,
     content_type: str | None,
+    input_object: str,
     timeout: float | None,
     no_wait: bool,
     stream: bool,
@@ -104,21 +117,28 @@ def command(
     spear invoke hello --input world
     spear invoke agent@3:answer --input-file question.json --timeout 30s
     spear invoke report --priority low --idempotency-key monday --context for=ada
+    spear invoke detector --input-object camera/frame
     tail -f access.log | spear invoke alerts --stream
     TASK=$(spear invoke agent --async --input hi); spear result "$TASK" --wait
     """
     if stream and (no_wait or detach or as_json):
         raise click.UsageError("--stream goes with none of --async, --detach and --json")
+    if input_object and (stream or input_text is not None or input_file is not None):
+        raise click.UsageError(
+            "--input-object goes with none of --input, --input-file and --stream"
+        )
     call = _Call(
         request=InvokeRequest(
             function=function,
             timeout_s=timeout,
+            input_object=input_object,
             mode=ExecutionMode.ASYNC if no_wait else ExecutionMode.SYNC,
             **CallOptions(**call_settings).fields(),
         ),
         input=Input(input_text, input_file, content_type),
         detach=detach and not no_wait,
         stream=stream,
+        as_json=as_json,
     )
     task = talk(options, call)
     assert task is not None

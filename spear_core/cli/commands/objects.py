@@ -347,6 +347,5 @@ def df(options: Options, as_json: bool) -> None:
         print_json(found)
         return
     share = found.bytes / found.limit_bytes if found.limit_bytes else 0.0
-    write_line(
-        f"{found.objects} object{'' if found.objects == 1 else 's'}, {size(found.bytes)} of {size(found.limit_bytes)} ({share:.0%})"
-    )
+    count = f"{found.objects} object{'' if found.objects == 1 else 's'}"
+    write_line(f"{count}, {size(found.bytes)} of {size(found.limit_bytes)} ({share:.0%})")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from spear_core.api import NodeApi, TaskInfo
 from spear_core.cli._client import ask
 from spear_core.cli._exit_codes import OK
 from spear_core.cli._listing import print_json
+from spear_core.cli._object_files import fetch_output
 from spear_core.cli._options import Options, common_options, json_option, pass_options
 from spear_core.cli._tasks import finish, leave, not_final, state_code
 
@@ -27,7 +29,12 @@ def command(options: Options, task_id: str, wait: bool, as_json: bool) -> None:
     spear result t-0123456789abcdef --wait
     spear result t-0123456789abcdef --json
     """
-    task = ask(options, lambda api: api.get_task(task_id, wait=wait))
+
+    async def look(api: NodeApi) -> TaskInfo:
+        task = await api.get_task(task_id, wait=wait)
+        return await fetch_output(api, task, as_json=as_json)
+
+    task = ask(options, look)
     if as_json:
         print_json(task)
         leave(state_code(task.state) if task.state.is_final else OK)
