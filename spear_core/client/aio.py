@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -34,39 +33,24 @@ from spear_core.api import (
     PluginInfo,
     TaskInfo,
 )
+from spear_core.client._aio_objects import ObjectReading, Objects, ObjectWriting
+from spear_core.client._aio_wait import finished, outcome
 from spear_core.client._calls import CallOptions, Input, Result
-from spear_core.client._thread import Job, TrioThread
+from spear_core.client._thread import TrioThread
 from spear_core.client._upload import Code
 
-__all__ = ["CallStream", "LogReader", "Node", "RemoteTask", "connect"]
+__all__ = [
+    "CallStream",
+    "LogReader",
+    "Node",
+    "ObjectReading",
+    "ObjectWriting",
+    "Objects",
+    "RemoteTask",
+    "connect",
+]
 
 T = TypeVar("T")
-
-
-async def _finished(future: Future[T]) -> T:
-    """Wait for the end; being cancelled leaves it alone."""
-    mirror = asyncio.wrap_future(future)
-    try:
-        await asyncio.wait([mirror])
-    finally:
-        if mirror.done() and not mirror.cancelled():
-            mirror.exception()  # it is seen, whether anybody asks for it or not
-    return mirror.result()
-
-
-async def _outcome(job: Job[T]) -> T:
-    """Wait for the end; being cancelled cancels the job, and waits until it has stopped."""
-    mirror = asyncio.wrap_future(job.future)
-    try:
-        await asyncio.wait([mirror])
-    except asyncio.CancelledError:
-        job.cancel()
-        await asyncio.wait([mirror])
-        raise
-    finally:
-        if mirror.done() and not mirror.cancelled():
-            mirror.exception()  # it is seen, whether anybody asks for it or not
-    return mirror.result()
 
 
 class Node:
@@ -81,8 +65,13 @@ class Node:
         """Where it is."""
         return self._node.url
 
+    @property
+    def objects(self) -> Objects:
+        """Its objects."""
+        return Objects(self._node.objects, self._thread)
+
     async def _do(self, work: Callable[[], Awaitable[T]]) -> T:
-        return await _outcome(self._thread.start(work))
+        return await outcome(self._thread.start(work))
 
     async def call(self, question: Callable[[NodeApi], Awaitable[T]]) -> T:
         """Ask for anything of the whole interface; ``question`` runs in the trio thread."""
@@ -106,11 +95,11 @@ class Node:
         self, function: str, **options: Unpack[CallOptions]
     ) -> AsyncIterator[CallStream]:
         """Call a function with its input and output piece by piece, while the block lasts."""
-        held = await _outcome(self._thread.hold(self._node.stream(function, **options)))
+        held = await outcome(self._thread.hold(self._node.stream(function, **options)))
         try:
             yield CallStream(held.value, self._thread)
         finally:
-            await _finished(held.leave())
+            await finished(held.leave())
 
     def task(self, task_id: str) -> RemoteTask:
         """A task by its id, or by its execution's; asks nothing yet."""
@@ -171,15 +160,15 @@ class RemoteTask:
     async def wait(self) -> Result:
         """Wait for its end and give its result, or raise its error. Being cancelled leaves
         the task alone."""
-        return await _outcome(self._thread.start(self._task.wait))
+        return await outcome(self._thread.start(self._task.wait))
 
     async def status(self) -> TaskInfo:
         """How it is, now."""
-        return await _outcome(self._thread.start(self._task.status))
+        return await outcome(self._thread.start(self._task.status))
 
     async def cancel(self, reason: str = "") -> TaskInfo:
         """Cancel it and wait until nothing of it runs; a final one stays as it is."""
-        return await _outcome(self._thread.start(lambda: self._task.cancel(reason)))
+        return await outcome(self._thread.start(lambda: self._task.cancel(reason)))
 
     def logs(self, *, follow: bool = False) -> LogReader:
         """Its log, from the start, for `async for`."""
@@ -197,7 +186,7 @@ class LogReader:
         return self
 
     async def __anext__(self) -> LogEntry:
-        entry = await _outcome(self._thread.start(self._next))
+        entry = await outcome(self._thread.start(self._next))
         if entry is None:
             raise StopAsyncIteration
         return entry
@@ -220,17 +209,17 @@ class CallStream:
 
     async def send(self, data: bytes) -> None:
         """Send one chunk; waits while the other side does not read."""
-        await _outcome(self._thread.start(lambda: self._stream.send(data)))
+        await outcome(self._thread.start(lambda: self._stream.send(data)))
 
     async def send_eof(self) -> None:
         """Send nothing more; receiving goes on."""
-        await _outcome(self._thread.start(self._stream.send_eof))
+        await outcome(self._thread.start(self._stream.send_eof))
 
     def __aiter__(self) -> CallStream:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = await _outcome(self._thread.start(self._receive))
+        chunk = await outcome(self._thread.start(self._receive))
         if chunk is None:
             raise StopAsyncIteration
         return chunk
@@ -243,7 +232,7 @@ class CallStream:
 
     async def result(self) -> InvokeResponse:
         """Wait for the end and say how it was; chunks that nobody has received are dropped."""
-        return await _outcome(self._thread.start(self._stream.result))
+        return await outcome(self._thread.start(self._stream.result))
 
 
 @asynccontextmanager
@@ -251,10 +240,10 @@ async def connect(url: str | None = None, *, state_dir: Path | None = None) -> A
     """A node to work with while the block lasts; see :func:`spear_core.client.connect`."""
     thread = TrioThread()
     try:
-        held = await _outcome(thread.hold(client.connect(url, state_dir=state_dir)))
+        held = await outcome(thread.hold(client.connect(url, state_dir=state_dir)))
         try:
             yield Node(held.value, thread)
         finally:
-            await _finished(held.leave())
+            await finished(held.leave())
     finally:
         await asyncio.to_thread(thread.close)

@@ -14,7 +14,6 @@ the block ends the thread. A client does not survive ``os.fork``.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import wait
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -35,22 +34,23 @@ from spear_core.api import (
     TaskInfo,
 )
 from spear_core.client._calls import CallOptions, Input, Result
-from spear_core.client._thread import Job, TrioThread
+from spear_core.client._sync_objects import ObjectReading, Objects, ObjectWriting
+from spear_core.client._sync_wait import Block, outcome
+from spear_core.client._thread import TrioThread
 from spear_core.client._upload import Code
 
-__all__ = ["CallStream", "LogReader", "Node", "RemoteTask", "connect"]
+__all__ = [
+    "CallStream",
+    "LogReader",
+    "Node",
+    "ObjectReading",
+    "ObjectWriting",
+    "Objects",
+    "RemoteTask",
+    "connect",
+]
 
 T = TypeVar("T")
-
-
-def _outcome(job: Job[T]) -> T:
-    """Wait for the end; an interrupt cancels the job, and waits until it has stopped."""
-    try:
-        return job.future.result()
-    finally:
-        if not job.future.done():
-            job.cancel()
-            wait([job.future])
 
 
 class Node:
@@ -65,8 +65,13 @@ class Node:
         """Where it is."""
         return self._node.url
 
+    @property
+    def objects(self) -> Objects:
+        """Its objects."""
+        return Objects(self._node.objects, self._thread)
+
     def _do(self, work: Callable[[], Awaitable[T]]) -> T:
-        return _outcome(self._thread.start(work))
+        return outcome(self._thread.start(work))
 
     def call(self, question: Callable[[NodeApi], Awaitable[T]]) -> T:
         """Ask for anything of the whole interface; ``question`` runs in the trio thread."""
@@ -87,7 +92,7 @@ class Node:
         self, function: str, **options: Unpack[CallOptions]
     ) -> AbstractContextManager[CallStream]:
         """Call a function with its input and output piece by piece, while the block lasts."""
-        return _Streaming(lambda: self._node.stream(function, **options), self._thread)
+        return Block(lambda: self._node.stream(function, **options), self._thread, CallStream)
 
     def task(self, task_id: str) -> RemoteTask:
         """A task by its id, or by its execution's; asks nothing yet."""
@@ -146,15 +151,15 @@ class RemoteTask:
     def wait(self) -> Result:
         """Wait for its end and give its result, or raise its error. An interrupt leaves
         the task alone."""
-        return _outcome(self._thread.start(self._task.wait))
+        return outcome(self._thread.start(self._task.wait))
 
     def status(self) -> TaskInfo:
         """How it is, now."""
-        return _outcome(self._thread.start(self._task.status))
+        return outcome(self._thread.start(self._task.status))
 
     def cancel(self, reason: str = "") -> TaskInfo:
         """Cancel it and wait until nothing of it runs; a final one stays as it is."""
-        return _outcome(self._thread.start(lambda: self._task.cancel(reason)))
+        return outcome(self._thread.start(lambda: self._task.cancel(reason)))
 
     def logs(self, *, follow: bool = False) -> LogReader:
         """Its log, from the start, for `for`."""
@@ -172,7 +177,7 @@ class LogReader:
         return self
 
     def __next__(self) -> LogEntry:
-        entry = _outcome(self._thread.start(self._next))
+        entry = outcome(self._thread.start(self._next))
         if entry is None:
             raise StopIteration
         return entry
@@ -195,17 +200,17 @@ class CallStream:
 
     def send(self, data: bytes) -> None:
         """Send one chunk; waits while the other side does not read."""
-        _outcome(self._thread.start(lambda: self._stream.send(data)))
+        outcome(self._thread.start(lambda: self._stream.send(data)))
 
     def send_eof(self) -> None:
         """Send nothing more; receiving goes on."""
-        _outcome(self._thread.start(self._stream.send_eof))
+        outcome(self._thread.start(self._stream.send_eof))
 
     def __iter__(self) -> CallStream:
         return self
 
     def __next__(self) -> bytes:
-        chunk = _outcome(self._thread.start(self._receive))
+        chunk = outcome(self._thread.start(self._receive))
         if chunk is None:
             raise StopIteration
         return chunk
@@ -218,7 +223,7 @@ class CallStream:
 
     def result(self) -> InvokeResponse:
         """Wait for the end and say how it was; chunks that nobody has received are dropped."""
-        return _outcome(self._thread.start(self._stream.result))
+        return outcome(self._thread.start(self._stream.result))
 
 
 def connect(
@@ -242,27 +247,10 @@ class _Connecting(AbstractContextManager[Node]):
         with ExitStack() as stack:
             thread = TrioThread()
             stack.callback(thread.close)
-            held = _outcome(thread.hold(self._make()))
+            held = outcome(thread.hold(self._make()))
             stack.callback(lambda: held.leave().result())
             self._close = stack.pop_all()
         return Node(held.value, thread)
 
     def __exit__(self, *_: object) -> None:
         self._close.close()
-
-
-class _Streaming(AbstractContextManager[CallStream]):
-    """Opens a stream; no generator, as above."""
-
-    def __init__(
-        self, make: Callable[[], AbstractAsyncContextManager[InvokeStream]], thread: TrioThread
-    ) -> None:
-        self._make = make
-        self._thread = thread
-
-    def __enter__(self) -> CallStream:
-        self._held = _outcome(self._thread.hold(self._make()))
-        return CallStream(self._held.value, self._thread)
-
-    def __exit__(self, *_: object) -> None:
-        self._held.leave().result()
