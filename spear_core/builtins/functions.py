@@ -1,15 +1,10 @@
-"""The hostcalls ``functions.*``: a function calls another one.
-
-A call and an answer are a head in JSON and the bytes of the input or output: the head's length as
-four bytes, little end first, the head, the rest (``docs/calls.md``).
-"""
+"""The hostcalls ``functions.*``: a function calls another one (``docs/calls.md``)."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal, TypeVar
+from typing import Literal
 
 import attrs
 import msgspec
@@ -24,15 +19,12 @@ from spear_core.api import (
     TaskInfo,
     TaskState,
 )
+from spear_core.builtins._call_payload import pack, unpack
 from spear_core.builtins._task_errors import task_error
-from spear_core.errors import InvalidRequestError
 
 __all__ = ["NAMES", "FunctionsConfig", "open_functions"]
 
-T = TypeVar("T")
-
 NAMES = frozenset({"functions.invoke", "functions.start", "functions.wait", "functions.cancel"})
-_LENGTH = struct.Struct("<I")
 
 
 @attrs.frozen(kw_only=True)
@@ -66,22 +58,22 @@ class _Functions(HostcallProvider):
         if name == "functions.invoke":
             return _ended(await functions.invoke(_request(name, payload)))
         if name == "functions.start":
-            return _packed({"task_id": (await functions.start(_request(name, payload))).task_id})
+            return pack({"task_id": (await functions.start(_request(name, payload))).task_id})
         return await self._on_child(functions, name, payload)
 
     async def _on_child(self, functions: FunctionCalls, name: str, payload: bytes) -> bytes:
-        head, _ = _unpacked(name, payload, _TaskHead)
+        head, _ = unpack(name, payload, _TaskHead)
         if name == "functions.wait":
             return _ended(await functions.wait(head.task_id))
         task = await functions.cancel(head.task_id, reason=head.reason)
-        return _packed({"task_id": task.task_id, "state": task.state.value})
+        return pack({"task_id": task.task_id, "state": task.state.value})
 
 
 def _request(name: str, payload: bytes) -> InvokeRequest:
-    head, value = _unpacked(name, payload, _CallHead)
+    head, value = unpack(name, payload, _CallHead)
     return InvokeRequest(
         function=head.function,
-        payload=value,
+        payload=bytes(value),
         content_type=head.content_type,
         timeout_s=head.timeout_s,
         priority=Priority[head.priority.upper()],
@@ -91,29 +83,12 @@ def _request(name: str, payload: bytes) -> InvokeRequest:
     )
 
 
-def _unpacked(name: str, payload: bytes, head_type: type[T]) -> tuple[T, bytes]:
-    end = _LENGTH.size
-    if len(payload) >= end:
-        end += _LENGTH.unpack_from(payload)[0]
-    if len(payload) < max(end, _LENGTH.size):
-        raise InvalidRequestError(f"{name}: the payload ends within its head")
-    try:
-        return msgspec.json.decode(payload[_LENGTH.size : end], type=head_type), payload[end:]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{name}: the head is not understood: {error}") from error
-
-
-def _packed(head: Mapping[str, str], output: bytes = b"") -> bytes:
-    data = msgspec.json.encode(head)
-    return _LENGTH.pack(len(data)) + data + output
-
-
 def _ended(task: TaskInfo) -> bytes:
     """The answer of a task that completed. :raises TaskError: it did not."""
     if task.state is not TaskState.COMPLETED or task.result is None:
         raise task_error(task)
     head = {"task_id": task.task_id, "content_type": task.result.content_type}
-    return _packed(head, task.result.output)
+    return pack(head, task.result.output)
 
 
 @asynccontextmanager

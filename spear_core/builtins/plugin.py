@@ -14,7 +14,7 @@ from spear_core.api import (
     SchedulerSpec,
     TransportSpec,
 )
-from spear_core.builtins.functions import NAMES, FunctionsConfig, open_functions
+from spear_core.builtins import functions, objects
 from spear_core.builtins.local_first import LocalFirst, LocalFirstConfig
 from spear_core.builtins.local_socket import LocalSocketConfig, connect, open_local_socket
 from spear_core.builtins.memory_metadata import MemoryMetadataConfig, open_memory_metadata
@@ -48,7 +48,12 @@ def spear_transports() -> Iterable[TransportSpec[Any]]:
 
 @hookimpl
 def spear_hostcalls() -> Iterable[HostcallSpec[Any]]:
-    yield HostcallSpec(names=NAMES, open=open_functions, config_cls=FunctionsConfig)
+    yield HostcallSpec(
+        names=functions.NAMES, open=functions.open_functions, config_cls=functions.FunctionsConfig
+    )
+    yield HostcallSpec(
+        names=objects.NAMES, open=objects.open_objects, config_cls=objects.ObjectsConfig
+    )
 
 
 @hookimpl

@@ -202,7 +202,7 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
                 "secret": bytes.fromhex(SECRET),
                 "pid": 0,
                 "agent": "spear-sdk/0.1.0",
-            }
+            } | ({"fds": True} if url.startswith("unix:") else {})
             if welcome:
                 node.send(WELCOME, 0, {"v": 1, "node": "n1", "max_frame": (64 << 20) + (64 << 10)})
             return node

@@ -19,6 +19,7 @@ from spear_core.api import (
     ExecutionStatus,
     ExecutionUsage,
     Hostcalls,
+    HostcallValue,
     InstanceSpec,
     InstanceStatistics,
     PluginContext,
@@ -113,8 +114,13 @@ class AgentInstance(StreamingInstance):
                 f"execution {execution!r} is not running here", code="failed_precondition"
             )
         name = str(call.args.get("name", ""))
-        answer = await self._hostcalls.call(str(execution), name, bytes(call.payload))
-        return Reply(head={}, payload=answer)
+        answer = await self._hostcalls.exchange(
+            str(execution),
+            name,
+            HostcallValue(call.payload, call.fd),
+            takes_fd=self._session.passes_fds and call.args.get("takes_fd") is True,
+        )
+        return Reply({}, answer.payload, answer.fd)
 
     # the instance
 

@@ -69,6 +69,15 @@ class WorkerChannel:
         """The largest payload the node takes."""
         return self._reader.max_frame - (64 << 10)
 
+    @property
+    def passes_fds(self) -> bool:
+        """Whether requests and answers may bring file descriptors."""
+        return self._reader.passes_fds
+
+    def take_fd(self) -> f.Descriptor | None:
+        """The file descriptor of the frame that is being handled."""
+        return self._reader.fd
+
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self._connection.fileno()
@@ -79,6 +88,8 @@ class WorkerChannel:
         Raises: ConnectionError when the node hangs up instead, OSError when the limits leave
         nothing to work with, ProtocolError.
         """
+        if self._connection.family == socket.AF_UNIX:
+            hello = hello | {"fds": True}
         self._writer.send(f.HELLO, 0, pack(hello))
         while (frame := self._reader.next()) is None:
             if not self._reader.fill():
@@ -87,6 +98,7 @@ class WorkerChannel:
             raise f.ProtocolError(f"the node answered HELLO with a frame of kind {frame[0]}")
         welcome: Any = unpack(frame[3])
         self._reader.max_frame = welcome.get("max_frame") or self._reader.max_frame
+        self._reader.passes_fds = bool(welcome.get("fds"))
         watcher = threading.Thread(target=self._watch, name="spear-watcher", daemon=True)
         try:
             watcher.start()
@@ -100,6 +112,13 @@ class WorkerChannel:
         """Send one message, from any thread. Ends the process when the node is gone."""
         try:
             self._writer.send(kind, number, head, payload, flags)
+        except OSError:
+            self._node_is_gone()
+
+    def send_with_fd(self, number: int, head: bytes, payload: bytes, fd: int) -> None:
+        """Send a request with a file descriptor, from any thread; else as :meth:`send`."""
+        try:
+            self._writer.send_with_fd(number, head, payload, fd)
         except OSError:
             self._node_is_gone()
 

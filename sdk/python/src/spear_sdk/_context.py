@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Protocol, Unpack
 
     from spear_sdk._calls import CallOptions
+    from spear_sdk._frames import Descriptor
+    from spear_sdk._objects import Objects
 
     class Host(Protocol):
         """Where a context's logs and hostcalls go: the worker, or a fake in a test."""
@@ -26,6 +28,20 @@ if TYPE_CHECKING:
             """Make a hostcall and wait for its answer."""
 
         async def ahostcall(self, context: Context, name: str, payload: bytes) -> bytes:
+            """The same for async code."""
+
+        @property
+        def passes_fds(self) -> bool:
+            """Whether files can go along with a hostcall and its answer."""
+
+        def exchange(
+            self, context: Context, name: str, payload: bytes, fd: int | None
+        ) -> tuple[bytes, Descriptor | None]:
+            """:meth:`hostcall`, with files."""
+
+        async def aexchange(
+            self, context: Context, name: str, payload: bytes, fd: int | None
+        ) -> tuple[bytes, Descriptor | None]:
             """The same for async code."""
 
 
@@ -174,6 +190,14 @@ class Context:
         """
         self.raise_if_cancelled()
         return await self._host.ahostcall(self, name, _as_bytes(payload))
+
+    @property
+    def objects(self) -> Objects:
+        """What this function shares with others through the node: ``ctx.objects.put("key", data)``,
+        ``ctx.objects.get("key")``."""
+        from spear_sdk._objects import Objects  # late: most functions have no use for it
+
+        return Objects(self)
 
     def invoke(self, function: str, value: object = None, **options: Unpack[CallOptions]) -> Any:
         """Call another function and wait for what it returns; for sync functions.

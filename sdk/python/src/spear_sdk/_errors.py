@@ -5,6 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 __all__ = [
     "BadFunctionError",
@@ -13,8 +14,13 @@ __all__ = [
     "HostcallError",
     "InvalidInputError",
     "LoadError",
+    "ObjectConflictError",
+    "ObjectForbiddenError",
+    "ObjectNotFoundError",
     "OutputError",
+    "StoreFullError",
     "TaskCancelledError",
+    "hostcall_error",
 ]
 
 
@@ -91,6 +97,48 @@ class HostcallError(Exception):
         self.retryable = retryable
         self.details: dict[str, str] = {}
         """Short facts by name, as that function gave them."""
+
+
+class ObjectNotFoundError(HostcallError):
+    """There is no such object, or no longer this version of it."""
+
+
+class ObjectConflictError(HostcallError):
+    """The object is not what was expected: somebody else wrote it first."""
+
+    current = 0
+    """Its version now; 0: it does not exist."""
+
+
+class ObjectForbiddenError(HostcallError):
+    """The key is neither this artifact's own nor granted to it."""
+
+
+class StoreFullError(HostcallError):
+    """The node's store has no room for the value."""
+
+
+_BY_NAME = {
+    error.__name__: error
+    for error in (ObjectConflictError, ObjectForbiddenError, ObjectNotFoundError, StoreFullError)
+}
+
+
+def hostcall_error(head: Any) -> HostcallError:
+    """The error that the head of an answer describes."""
+    name = head.get("name", "")
+    error = _BY_NAME.get(name, HostcallError)(
+        head.get("message", ""),
+        name=name,
+        code=head.get("code", "unknown"),
+        retryable=head.get("retryable", False),
+    )
+    error.task_id = head.get("task_id", "")
+    error.kind = head.get("kind", "")
+    error.details = head.get("details", {})
+    if isinstance(error, ObjectConflictError):
+        error.current = head.get("current") or 0
+    return error
 
 
 class TaskCancelledError(BaseException):

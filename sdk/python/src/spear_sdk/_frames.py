@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
+import time
 from struct import Struct
 
 TYPE_CHECKING = False
@@ -18,6 +20,7 @@ __all__ = [
     "DATA",
     "END_STREAM",
     "ERROR",
+    "FD",
     "GOAWAY",
     "HELLO",
     "MAX_HEAD",
@@ -29,6 +32,7 @@ __all__ = [
     "RESPONSE",
     "STREAM",
     "WELCOME",
+    "Descriptor",
     "Frame",
     "FrameReader",
     "FrameWriter",
@@ -36,7 +40,7 @@ __all__ = [
 ]
 
 HELLO, WELCOME, REQUEST, RESPONSE, DATA, CREDIT, CANCEL, PING, PONG, GOAWAY, NOTICE = range(1, 12)
-END_STREAM, MORE, ERROR, STREAM, CRITICAL = 1, 2, 4, 8, 128
+END_STREAM, MORE, ERROR, STREAM, FD, CRITICAL = 1, 2, 4, 8, 16, 128
 
 CHUNK = 256 * 1024
 """A larger payload goes in pieces of this size, so that it doesn't hold up other messages."""
@@ -46,6 +50,9 @@ _HEADER = Struct(">IBBHQ")
 _REST = _HEADER.size - 4
 _FIRST_BUFFER = 64 * 1024
 _SMALL = 16 * 1024
+_INT = Struct("=i")
+_TOO_MANY_ON_THEIR_WAY = 109  # ETOOMANYREFS
+_PAUSE_S = 0.01
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Frame: TypeAlias = "tuple[int, int, int, bytes, Buffer]"
@@ -56,17 +63,40 @@ class ProtocolError(Exception):
     """The other side sent what the protocol forbids."""
 
 
+class Descriptor:
+    """A file descriptor and the duty to close it; it closes when nobody refers to it any more."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        """Close it; closing twice is fine."""
+        if self.number >= 0:
+            number, self.number = self.number, -1
+            os.close(number)
+
+    __del__ = close
+
+
 class FrameReader:
     """Takes messages from a socket, larger ones put together from their pieces.
 
     One thread at a time may use it.
     """
 
+    passes_fds = False
+    """Whether frames may bring file descriptors."""
+    fd: Descriptor | None = None
+    """The one of the frame that `next` gave last."""
+
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._view = memoryview(bytearray(_FIRST_BUFFER))
         self._start = self._end = 0
         self._parts: dict[int, tuple[int, int, bytes, bytearray]] = {}
+        self._fds: list[Descriptor] = []
         self.max_frame = DEFAULT_MAX_FRAME
 
     def fill(self, flags: int = 0) -> bool:
@@ -78,16 +108,32 @@ class FrameReader:
             self._start = self._end = 0
         elif self._end == len(self._view):
             self._make_room(self._end - self._start)
-        count = self._connection.recv_into(self._view[self._end :], 0, flags)
+        if self.passes_fds:
+            count = self._fill_with_fd(flags)
+        else:
+            count = self._connection.recv_into(self._view[self._end :], 0, flags)
         self._end += count
         return count > 0
+
+    def _fill_with_fd(self, flags: int) -> int:
+        flags |= socket.MSG_CMSG_CLOEXEC
+        room = socket.CMSG_LEN(_INT.size)
+        count, control, _, _ = self._connection.recvmsg_into([self._view[self._end :]], room, flags)
+        for _, _, data in control:
+            self._fds.append(Descriptor(_INT.unpack_from(data)[0]))
+        return count
 
     def next(self) -> Frame | None:
         """The next whole message among what was received, or None.
 
         Raises: ProtocolError.
         """
+        self.fd = None
         while (frame := self._next_frame()) is not None:
+            if frame[1] & FD and self.passes_fds:
+                if not self._fds:  # most likely this process could have no more
+                    raise ProtocolError("a file descriptor did not arrive")
+                self.fd = self._fds.pop(0)
             if frame[0] == DATA or frame[1] & MORE:
                 frame = self._join(frame)
                 if frame is None:
@@ -153,6 +199,22 @@ class FrameWriter:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._lock = threading.Lock()
+
+    def send_with_fd(self, number: int, head: bytes, payload: bytes, fd: int) -> None:
+        """Send a request with a file descriptor, in one frame. Raises: OSError."""
+        length = _REST + len(head) + len(payload)
+        data = _HEADER.pack(length, REQUEST, FD, len(head), number) + head + payload
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(fd))
+        with self._lock:
+            while True:
+                try:
+                    sent = self._connection.sendmsg((data,), (rights,))
+                    break
+                except OSError as exc:
+                    if exc.errno != _TOO_MANY_ON_THEIR_WAY:
+                        raise
+                time.sleep(_PAUSE_S)
+            self._connection.sendall(memoryview(data)[sent:])
 
     def send(
         self, kind: int, number: int, head: bytes = b"", payload: Buffer = b"", flags: int = 0

@@ -9,17 +9,19 @@ import threading
 
 from spear_sdk import _frames as f
 from spear_sdk._context import Running
-from spear_sdk._errors import HostcallError, TaskCancelledError
+from spear_sdk._errors import HostcallError, TaskCancelledError, hostcall_error
 from spear_sdk._msgpack import pack, unpack
 from spear_sdk._report import shortened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from spear_sdk._channel import WorkerChannel
     from spear_sdk._context import Context
+
+    Answer: TypeAlias = tuple[bytes, f.Descriptor | None]
 
 __all__ = ["Hostcalls", "async_event"]
 
@@ -29,7 +31,7 @@ _MAX_LOG = 60_000
 class _Pending:
     """A hostcall that waits for its answer."""
 
-    __slots__ = ("blocking", "context", "done", "error", "payload", "wake")
+    __slots__ = ("blocking", "context", "done", "error", "fd", "payload", "wake")
 
     def __init__(
         self, context: Context, wake: Callable[[], object] | None, *, blocking: bool
@@ -40,6 +42,7 @@ class _Pending:
         self.done = False
         self.error: BaseException | None = None
         self.payload: f.Buffer = b""
+        self.fd: f.Descriptor | None = None
 
     def finish(self) -> None:
         """The answer is there."""
@@ -47,11 +50,11 @@ class _Pending:
         if self.wake is not None:
             self.wake()
 
-    def result(self) -> bytes:
+    def result(self) -> Answer:
         """The answer. Raises: HostcallError, TaskCancelledError."""
         if self.error is not None:
             raise self.error
-        return bytes(self.payload)
+        return bytes(self.payload), self.fd
 
 
 class Hostcalls:
@@ -77,24 +80,39 @@ class Hostcalls:
             entry["source"] = source
         self._channel.send(f.NOTICE, 0, pack({"method": "log", "args": entry}))
 
+    @property
+    def passes_fds(self) -> bool:
+        """Whether file descriptors can go along."""
+        return self._channel.passes_fds
+
     def hostcall(self, context: Context, name: str, payload: bytes) -> bytes:
         """Make a hostcall; the main thread reads the channel itself while it waits."""
+        return self.exchange(context, name, payload, None)[0]
+
+    async def ahostcall(self, context: Context, name: str, payload: bytes) -> bytes:
+        """The same on the event loop that runs here, which is asyncio's or trio's."""
+        return (await self.aexchange(context, name, payload, None))[0]
+
+    def exchange(self, context: Context, name: str, payload: bytes, fd: int | None) -> Answer:
+        """:meth:`hostcall` with a file going along, and perhaps one coming back."""
         if threading.get_ident() == self._main_thread:
             pending = _Pending(context, None, blocking=True)
-            number = self._begin(pending, name, payload)
+            number = self._begin(pending, name, payload, fd)
             self._read_until(pending, number)
         else:
             answered = threading.Event()
             pending = _Pending(context, answered.set, blocking=True)
-            self._begin(pending, name, payload)
+            self._begin(pending, name, payload, fd)
             answered.wait()
         return pending.result()
 
-    async def ahostcall(self, context: Context, name: str, payload: bytes) -> bytes:
-        """The same on the event loop that runs here, which is asyncio's or trio's."""
+    async def aexchange(
+        self, context: Context, name: str, payload: bytes, fd: int | None
+    ) -> Answer:
+        """:meth:`exchange` on the event loop."""
         wait, wake = async_event()
         pending = _Pending(context, wake, blocking=False)
-        number = self._begin(pending, name, payload)
+        number = self._begin(pending, name, payload, fd)
         try:
             await wait()
         finally:
@@ -107,17 +125,9 @@ class Hostcalls:
         if pending is None:
             return  # nobody waits any more
         if flags & f.ERROR:
-            error: Any = unpack(head)
-            pending.error = HostcallError(
-                error.get("message", ""),
-                name=error.get("name", ""),
-                code=error.get("code", "unknown"),
-                retryable=error.get("retryable", False),
-            )
-            pending.error.task_id = error.get("task_id", "")
-            pending.error.kind = error.get("kind", "")
-            pending.error.details = error.get("details", {})
+            pending.error = hostcall_error(unpack(head))
         pending.payload = payload
+        pending.fd = self._channel.take_fd()
         pending.finish()
 
     def cancel(self, context: Context, *, only_blocking: bool) -> None:
@@ -128,7 +138,7 @@ class Hostcalls:
                 self._abandon(number)
                 pending.finish()
 
-    def _begin(self, pending: _Pending, name: str, payload: bytes) -> int:
+    def _begin(self, pending: _Pending, name: str, payload: bytes, fd: int | None) -> int:
         context = pending.context
         if not Running.has(context):
             raise RuntimeError(f"hostcall {name}: the execution it belongs to has ended")
@@ -140,8 +150,14 @@ class Hostcalls:
             )
         number = next(self._numbers)
         self._pending[number] = pending
-        call = {"method": "hostcall", "args": {"execution_id": context.execution_id, "name": name}}
-        self._channel.send(f.REQUEST, number, pack(call), payload)
+        args: dict[str, object] = {"execution_id": context.execution_id, "name": name}
+        if self.passes_fds:
+            args["takes_fd"] = True
+        head = pack({"method": "hostcall", "args": args})
+        if fd is None:
+            self._channel.send(f.REQUEST, number, head, payload)
+        else:
+            self._channel.send_with_fd(number, head, payload, fd)
         if context.cancelled:  # it may have come before the call was on the list
             self.cancel(context, only_blocking=True)
         return number

@@ -22,6 +22,7 @@ from spear_sdk._chunks import Collected, Given, Outputs, is_output_stream
 from spear_sdk._context import Context, current
 from spear_sdk._entry import Entry
 from spear_sdk._errors import HostcallError
+from spear_sdk._fake_objects import FakeObjects
 from spear_sdk._output import BYTES, JSON, TEXT, encode_output, to_json
 
 __all__ = ["FakeContext", "Result", "Streamed", "arun", "astream", "run", "stream"]
@@ -33,9 +34,15 @@ _CALLS = ("functions.invoke", "functions.start", "functions.wait", "functions.ca
 class _FakeHost:
     """Keeps logs and answers hostcalls from a table."""
 
+    passes_fds = False
+
     def __init__(
-        self, hostcalls: Mapping[str, Answer], functions: Mapping[str, Callable[..., Any]]
+        self,
+        hostcalls: Mapping[str, Answer],
+        functions: Mapping[str, Callable[..., Any]],
+        objects: FakeObjects,
     ) -> None:
+        self.objects = objects
         self.logs: list[tuple[str, str]] = []
         self.calls: list[tuple[str, bytes]] = []
         self.invoked: list[tuple[str, bytes]] = []
@@ -51,6 +58,8 @@ class _FakeHost:
         """Answer from the table."""
         if name in _CALLS and name not in self._answers:
             return self._function_call(name, payload)
+        if name.startswith("objects.") and name not in self._answers:
+            return self.objects.call(name, payload)
         self.calls.append((name, payload))
         if name not in self._answers:
             raise HostcallError(
@@ -66,6 +75,18 @@ class _FakeHost:
     async def ahostcall(self, context: Context, name: str, payload: bytes) -> bytes:
         """The same."""
         return self.hostcall(context, name, payload)
+
+    def exchange(
+        self, context: Context, name: str, payload: bytes, fd: int | None
+    ) -> tuple[bytes, None]:
+        """The same; files never go along."""
+        return self.hostcall(context, name, payload), None
+
+    async def aexchange(
+        self, context: Context, name: str, payload: bytes, fd: int | None
+    ) -> tuple[bytes, None]:
+        """The same."""
+        return self.hostcall(context, name, payload), None
 
     def _function_call(self, name: str, payload: bytes) -> bytes:
         """What the node does for calls of other functions; they run when they are started."""
@@ -94,6 +115,7 @@ class _FakeHost:
             return HostcallError(what, name="ArtifactNotFoundError", code="not_found")
         entry = Entry(self._functions[name])
         context = FakeContext(functions=self._functions)
+        context._fake.objects = self.objects
         token = current.set(context)
         try:
             result = entry.call(value, head["content_type"], context)
@@ -117,7 +139,8 @@ class FakeContext(Context):
 
     :param hostcalls: the answer to each name: bytes, text, an exception to raise, or a function
         of the payload. :param functions: what :meth:`~Context.invoke` and :meth:`~Context.start`
-        call, by name, each a function as SPEAR takes them. :param deadline_s: seconds from now.
+        call, by name, each a function as SPEAR takes them. :param objects: what
+        :attr:`~Context.objects` finds there, by key. :param deadline_s: seconds from now.
     """
 
     __slots__ = ("_fake",)
@@ -127,12 +150,13 @@ class FakeContext(Context):
         *,
         hostcalls: Mapping[str, Answer] | None = None,
         functions: Mapping[str, Callable[..., Any]] | None = None,
+        objects: Mapping[str, bytes] | None = None,
         deadline_s: float | None = None,
         attempt: int = 1,
         trace: str = "",
         given: Mapping[str, str] | None = None,
     ) -> None:
-        self._fake = _FakeHost(hostcalls or {}, functions or {})
+        self._fake = _FakeHost(hostcalls or {}, functions or {}, FakeObjects(objects or {}))
         super().__init__(
             self._fake,
             task_id="test-task",
@@ -154,6 +178,11 @@ class FakeContext(Context):
     def calls(self) -> list[tuple[str, bytes]]:
         """The hostcalls made: name and payload."""
         return self._fake.calls
+
+    @property
+    def stored(self) -> Mapping[str, bytes]:
+        """The values of all objects, by key."""
+        return self._fake.objects.values
 
     @property
     def invoked(self) -> list[tuple[str, bytes]]:
