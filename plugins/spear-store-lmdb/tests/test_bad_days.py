@@ -66,9 +66,9 @@ async def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
         await store.put(b"k", b"v")
     where = folder(tmp_path, "metadata")
     with lmdb.open(str(where), max_dbs=9) as env, env.begin(write=True) as txn:
-        txn.put(b"format", b"2", db=env.open_db(b"meta", txn))
+        txn.put(b"format", b"99", db=env.open_db(b"meta", txn))
     before = (where / "data.mdb").read_bytes()
-    with pytest.raises(StoreFormatError, match=r"format 2.*upgrade"):
+    with pytest.raises(StoreFormatError, match=r"format 99.*upgrade"):
         async with metadata(tmp_path):
             pass
     assert (where / "data.mdb").read_bytes() == before

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import queue
+import struct
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, overload
 
@@ -32,9 +35,21 @@ from spear_core.errors import (
     StoreInUseError,
 )
 
-__all__ = ["Cursor", "Environment", "Transaction", "disk_trouble", "open_environment"]
+__all__ = [
+    "FORMAT",
+    "Cursor",
+    "Environment",
+    "Migration",
+    "Transaction",
+    "ViewCursor",
+    "ViewTransaction",
+    "disk_trouble",
+    "open_environment",
+]
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 
 class Cursor(Protocol):
@@ -68,11 +83,34 @@ class Transaction(Protocol):
     def cursor(self, *, db: Any) -> Cursor: ...
 
 
-FORMAT = 1
-"""What this version writes. A newer one is refused, an older one would be migrated."""
+class ViewCursor(Protocol):
+    """lmdb's cursor, where it gives views of its own memory (``buffers=True``)."""
+
+    def first(self) -> bool: ...
+    def next(self) -> bool: ...
+    def set_range(self, key: bytes) -> bool: ...
+    def key(self) -> memoryview: ...
+    def value(self) -> memoryview: ...
+
+
+class ViewTransaction(Protocol):
+    """lmdb's transaction, likewise."""
+
+    def get(self, key: bytes, default: bytes, *, db: Any) -> memoryview | bytes: ...
+    def cursor(self, *, db: Any) -> ViewCursor: ...
+
+
+Migration = Callable[[Transaction, Mapping[str, Any]], None]
+"""Turns the content of one format into that of the next, in one transaction."""
+
+FORMAT = 2
+"""What this version writes. A newer one is refused, an older one is migrated."""
 
 _FIRST_MAP = 1 << 30
 """Bytes of address space, not of disk or memory; grows by itself."""
+
+_SPARE = 2
+"""How often what is there already fits into the map at the beginning."""
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -104,8 +142,16 @@ class Environment:
         self._closed = False
         self.reading: Callable[[], AbstractContextManager[Transaction]] = cast(Any, env.begin)
         """A picture of the last commit, in a block. Leave it before awaiting anything."""
+        self.looking: Callable[[], AbstractContextManager[ViewTransaction]] = cast(
+            Any, partial(env.begin, buffers=True)
+        )
+        """The same without copies: no view of it may be used after the block."""
         self.batches = 0
         """Commits so far; each is one flush to disk at most."""
+
+    def trouble(self, exc: BaseException) -> StoreError:
+        """What to raise when LMDB cannot read or write."""
+        return disk_trouble(exc, self._folder)
 
     def __getitem__(self, name: str) -> Any:
         return self._databases[name]
@@ -219,7 +265,9 @@ def disk_trouble(exc: BaseException, folder: Path) -> StoreError:
     short = os.strerror(errno.EIO) in text and not _has_room(folder)
     if short or any(os.strerror(number) in text for number in _FULL):
         error: StoreError = StoreFullError(f"no room left on the disk of {folder}: {text}")
-    elif isinstance(exc, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)):
+    elif isinstance(
+        exc, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, struct.error)
+    ):
         error = _corrupt(folder, text)
     else:
         error = StoreError(f"the store in {folder} cannot be used: {text}", code="unavailable")
@@ -247,13 +295,20 @@ def _corrupt(folder: Path, reason: str) -> StoreCorruptError:
 
 @asynccontextmanager
 async def open_environment(
-    folder: Path, *, kind: str, databases: dict[str, bool], durable: bool
+    folder: Path,
+    *,
+    kind: str,
+    databases: dict[str, bool],
+    durable: bool,
+    log: logging.Logger = _LOG,
+    migrations: Mapping[int, Migration] | None = None,
 ) -> AsyncGenerator[Environment, None]:
     """Open the environment of a folder, make it if there is none, and run its writer.
 
     :param kind: what is in it; another kind is refused.
     :param databases: name → whether a key may have several values.
     :param durable: whether a commit waits for the disk.
+    :param migrations: for each older format, how to make the next one of it.
 
     **Raises** :exc:`~spear_core.errors.StoreInUseError`,
     :exc:`~spear_core.errors.StoreFormatError`, :exc:`~spear_core.errors.StoreCorruptError` and
@@ -263,7 +318,8 @@ async def open_environment(
     with _held(folder):
         env = _opened(folder, len(databases) + 1, durable=durable)
         try:
-            handles = _checked(env, folder, kind, databases)
+            handles, found = _checked(env, folder, kind, databases)
+            _migrate(env, folder, handles, range(found, FORMAT), migrations or {}, log)
             environment = Environment(env, handles, folder)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_serve, environment)
@@ -303,7 +359,7 @@ def _held(folder: Path) -> Iterator[None]:
 def _opened(folder: Path, databases: int, *, durable: bool) -> lmdb.Environment:
     data = folder / "data.mdb"
     there = data.exists() and data.stat().st_size
-    size = max(_FIRST_MAP, 2 * there)
+    size = max(_FIRST_MAP, _SPARE * there)
     try:
         env = lmdb.open(
             str(folder),
@@ -330,8 +386,8 @@ def _opened(folder: Path, databases: int, *, durable: bool) -> lmdb.Environment:
 
 def _checked(
     env: lmdb.Environment, folder: Path, kind: str, databases: dict[str, bool]
-) -> dict[str, Any]:
-    """The handles of the databases, if the environment is one of ours, or new."""
+) -> tuple[dict[str, Any], int]:
+    """The handles of the databases, if the environment is one of ours, or new; and its format."""
     mine = f"spear {kind}".encode()
     try:
         with env.begin() as txn:
@@ -341,6 +397,9 @@ def _checked(
         meta = env.open_db(b"meta")
         with env.begin() as txn:
             found, version = txn.get(b"kind", db=meta), txn.get(b"format", db=meta)
+            # also what was killed when it was made
+            names = {bytes(name).decode(errors="replace") for name, _ in txn.cursor()}
+            empty = txn.stat(meta)["entries"] == 0 and names <= {"meta", *databases}
         if not empty and found != mine:
             raise StoreFormatError(f"{folder / 'data.mdb'} holds {found!r}, not {mine!r}")
         if version is not None and int(version) > FORMAT:
@@ -351,12 +410,38 @@ def _checked(
         handles = {
             name: env.open_db(name.encode(), dupsort=several) for name, several in databases.items()
         }
-        with env.begin(write=True, db=meta) as txn:
-            txn.put(b"kind", mine)
-            txn.put(b"format", b"%d" % FORMAT)
+        if empty:
+            with env.begin(write=True, db=meta) as txn:
+                txn.put(b"kind", mine)
+                txn.put(b"format", b"%d" % FORMAT)
     except (lmdb.Error, OSError, ValueError) as exc:
         raise disk_trouble(exc, folder) from exc
-    return {"meta": meta, **handles}
+    return {"meta": meta, **handles}, FORMAT if version is None else int(version)
+
+
+def _migrate(
+    env: lmdb.Environment,
+    folder: Path,
+    handles: Mapping[str, Any],
+    steps: Iterable[int],
+    migrations: Mapping[int, Migration],
+    log: logging.Logger,
+) -> None:
+    """Each step in one transaction with the new number, so that it is done, or not begun."""
+    for old in steps:
+        if old not in migrations:
+            raise StoreFormatError(f"{folder / 'data.mdb'} has the format {old}, which is unknown")
+        log.info("bringing %s from format %s to %s", folder, old, old + 1)
+        while True:
+            try:
+                with env.begin(write=True) as txn:
+                    migrations[old](cast(Transaction, txn), handles)
+                    txn.put(b"format", b"%d" % (old + 1), db=handles["meta"])
+                break
+            except lmdb.MapFullError:
+                env.set_mapsize(env.info()["map_size"] * 2)
+            except (lmdb.Error, OSError, struct.error) as exc:
+                raise disk_trouble(exc, folder) from exc
 
 
 def _has_meta(env: lmdb.Environment) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import logging
 import struct
+import zlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,7 +30,12 @@ from spear_core.api import (
     PutKey,
     TransactionResult,
 )
-from spear_core.errors import LeaseNotFoundError, StoreError, StoreFullError
+from spear_core.errors import (
+    LeaseNotFoundError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+)
 from spear_core.stores import (
     Deadlines,
     HistoryChannel,
@@ -44,11 +50,14 @@ from spear_core.stores import (
 
 from ._config import LmdbMetadataConfig
 from ._environment import Environment, Transaction, open_environment
+from ._format1 import metadata_from_1
+from ._records import RESIDUE
 
 __all__ = ["LmdbMetadataStore", "open_metadata"]
 
 _RECORD = struct.Struct("<QQQQ")
-"""Create and mod revision, version, lease; the value follows."""
+"""Create and mod revision, version, lease; the value follows, and a checksum of the key and all
+this."""
 
 _PLACE = struct.Struct(">QI")
 """Revision, number within it: sorts as the log does."""
@@ -75,6 +84,8 @@ async def open_metadata(
         kind="metadata",
         databases=_DATABASES,
         durable=config.metadata_durability == "system",
+        migrations={1: metadata_from_1},
+        log=log,
     ) as environment:
         store = LmdbMetadataStore(environment, config, log)
         async with trio.open_nursery() as nursery:
@@ -266,9 +277,10 @@ class LmdbMetadataStore(MetadataStore):
         """Put the record of a key; how many bytes more are in use."""
         created = before.create_revision if before else revision
         version = before.version + 1 if before else 1
-        head = _RECORD.pack(created, revision, version, change.lease)
         key = bytes(change.key)
-        txn.put(key, head + change.value, db=self._environment["keys"])
+        record = _RECORD.pack(created, revision, version, change.lease) + change.value
+        checksum = zlib.crc32(record, zlib.crc32(key))
+        txn.put(key, record + checksum.to_bytes(4, "little"), db=self._environment["keys"])
         if change.lease:
             txn.put(_NUMBER.pack(change.lease), key, db=self._environment["leased"])
         return len(key) + len(change.value)
@@ -396,10 +408,15 @@ class LmdbMetadataStore(MetadataStore):
 def _value(key: bytes, raw: bytes | None) -> KeyValue | None:
     if not raw:
         return None
+    if zlib.crc32(raw, zlib.crc32(key)) != RESIDUE:
+        raise StoreCorruptError(
+            f"the record of metadata key {key!r} is damaged (its checksum differs); restore a "
+            f"backup"
+        )
     created, modified, version, lease = _RECORD.unpack_from(raw)
     return KeyValue(
         key=key,
-        value=raw[_RECORD.size :],
+        value=raw[_RECORD.size : -4],
         create_revision=created,
         mod_revision=modified,
         version=version,

@@ -56,7 +56,8 @@ from spear_core.stores import (
 
 from ._blobs import Blobs, NewBlob
 from ._config import LmdbObjectsConfig
-from ._environment import Environment, Transaction, open_environment
+from ._environment import Environment, Transaction, ViewCursor, open_environment
+from ._format1 import objects_from_1
 from ._object_changes import DATABASES, Changes, Kept, Prepared, full
 from ._records import Record, inline_value, unpack, value_of
 from ._references import References
@@ -86,7 +87,12 @@ async def open_objects(
     """The store of a folder, made if there is none. Removes files that a crash has left."""
     durable = config.objects_durability == "system"
     async with open_environment(
-        folder, kind="objects", databases=DATABASES, durable=durable
+        folder,
+        kind="objects",
+        databases=DATABASES,
+        durable=durable,
+        migrations={1: objects_from_1},
+        log=log,
     ) as environment:
         blobs = Blobs(folder / "blobs", durable=durable)
         store = LmdbObjectStore(environment, blobs, config, log)
@@ -296,7 +302,7 @@ class LmdbObjectStore(ObjectStore):
         return record.stat, value
 
     def get_nowait(self, key: str) -> bytes:
-        value = inline_value(self._raw(key))
+        value = inline_value(key.encode(), self._raw(key))
         if value is None:
             raise trio.WouldBlock
         return value
@@ -310,18 +316,30 @@ class LmdbObjectStore(ObjectStore):
     ) -> ObjectPage:
         check_limit(limit)
         await trio.lowlevel.checkpoint()
-        with self._environment.reading() as txn:
-            found = (unpack(key, raw).stat for key, raw in self._walk(txn, prefix, after))
-            return _page(found, limit, self._read_revision(txn))
+        with self._walking(prefix, after) as (walk, revision):
+            return _page((unpack(key, raw).stat for key, raw in walk), limit, revision)
 
+    @contextmanager
+    def _walking(
+        self, prefix: str, after: str | None
+    ) -> Iterator[tuple[Iterator[tuple[str, memoryview]], int]]:
+        """Keys and records, ascending, which lie in LMDB for as long as the block; and the
+        revision."""
+        try:
+            with self._environment.looking() as txn:
+                revision = int(bytes(txn.get(b"revision", b"0", db=self._environment["meta"])))
+                yield self._walk(txn.cursor(db=self._objects), prefix, after), revision
+        except lmdb.Error as exc:
+            raise self._environment.trouble(exc) from exc
+
+    @staticmethod
     def _walk(
-        self, txn: Transaction, prefix: str, after: str | None
-    ) -> Iterator[tuple[str, bytes]]:
+        cursor: ViewCursor, prefix: str, after: str | None
+    ) -> Iterator[tuple[str, memoryview]]:
         first = prefix.encode("utf-8", "surrogatepass")
         start = first if after is None else max(first, after.encode("utf-8", "surrogatepass"))
-        cursor = txn.cursor(db=self._objects)
         found = cursor.set_range(start) if start else cursor.first()
-        while found and (key := cursor.key()).startswith(first):
+        while found and (key := bytes(cursor.key())).startswith(first):
             if (name := key.decode()) != after:
                 yield name, cursor.value()
             found = cursor.next()
@@ -445,6 +463,8 @@ class LmdbObjectStore(ObjectStore):
                 raw = txn.get(key.encode(), db=self._objects)
         except (UnicodeEncodeError, lmdb.BadValsizeError):
             raw = None
+        except lmdb.Error as exc:
+            raise self._environment.trouble(exc) from exc
         if raw is None:
             check_object_key(key)
             raise ObjectNotFoundError(f"there is no object {key!r}")
@@ -548,33 +568,37 @@ class _Snapshot(ObjectSnapshot):
         check_limit(limit)
         await trio.lowlevel.checkpoint()
         self._picture.check()
-        store = self._store
-        with store._environment.reading() as txn:
-            return _page(self._listed(txn, prefix, after), limit, self.revision)
+        with self._store._walking(prefix, after) as (walk, _):
+            old = self._store._versions.keys(prefix, after)
+            return _page(self._listed(walk, old), limit, self.revision)
 
-    def _listed(self, txn: Transaction, prefix: str, after: str | None) -> Iterator[ObjectStat]:
-        store = self._store
-        now = ((key, raw) for key, raw in store._walk(txn, prefix, after))
-        old = ((key, b"") for key in store._versions.keys(prefix, after))
+    def _listed(
+        self, now: Iterator[tuple[str, memoryview]], past: Iterator[str]
+    ) -> Iterator[ObjectStat]:
+        old = ((key, memoryview(b"")) for key in past)
         # a key of both comes from LMDB first: the merge is stable
         for key, entries in itertools.groupby(
             heapq.merge(now, old, key=itemgetter(0)), key=itemgetter(0)
         ):
-            kept = self._at(key, next(entries)[1])
-            if kept is not None:
+            raw = next(entries)[1]
+            if (record := self._unchanged(key, raw)) is not None:
+                yield record.stat
+            elif (kept := self._store._versions.at(key, self.revision)) is not None:
                 yield kept[0].stat
 
-    def _at(self, key: str, raw: bytes) -> Kept | None:
-        if raw and (record := unpack(key, raw)).stat.revision <= self.revision:
-            return record, raw
-        return self._store._versions.at(key, self.revision)
+    def _unchanged(self, key: str, raw: bytes | memoryview) -> Record | None:
+        """What is current, if it was so then."""
+        record = unpack(key, raw) if len(raw) else None
+        return record if record and record.stat.revision <= self.revision else None
 
     def _find(self, key: str) -> Kept:
         self._picture.check()
         raw = b""
         with suppress(ObjectNotFoundError):
             raw = self._store._raw(key)
-        kept = self._at(key, raw)
+        if (record := self._unchanged(key, raw)) is not None:
+            return record, raw
+        kept = self._store._versions.at(key, self.revision)
         if kept is None:
             raise ObjectNotFoundError(f"there was no object {key!r} at revision {self.revision}")
         return kept

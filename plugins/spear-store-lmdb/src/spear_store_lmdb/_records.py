@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import attrs
 
 from spear_core.api import ObjectStat
 from spear_core.errors import StoreCorruptError
 
-__all__ = ["Record", "inline_value", "pack", "unpack", "value_of"]
+__all__ = ["RESIDUE", "Record", "inline_value", "pack", "unpack", "value_of"]
 
-_HEAD = struct.Struct("<QQQdddIB32s16sH")
+_HEAD = struct.Struct("<QQQdddIB32s16sIH")
 """Version, revision, size, created, updated, expires (0: never), references, flags, sha256, blob,
-and the length of the content type, which follows; then the value, if it is inline."""
+checksum of the value (if it is inline), and the length of the content type, which follows; then a
+checksum of the key and all this; then the value, if it is inline."""
 
 _FLAGS = struct.calcsize("<QQQdddI")
-_LENGTH = struct.calcsize("<QQQdddIB32s16s")
+_SUM = struct.calcsize("<QQQdddIB32s16s")
+_LENGTH = _SUM + 4
 """Where in the head these are."""
 
 _PINNED, _INLINE, _HASHED = 1, 2, 4
+
+RESIDUE = 0x2144DF1C
+"""CRC-32 of whatever ends with its own CRC-32, little-endian."""
 
 
 @attrs.frozen
@@ -31,7 +37,7 @@ class Record:
     """The name of the file with its value; empty when the value is inline."""
 
 
-def pack(record: Record, value: bytes | memoryview = b"") -> bytes:
+def pack(record: Record, value: bytes = b"") -> bytes:
     """The bytes of a record; ``value`` for one without a blob."""
     stat = record.stat
     kind = stat.content_type.encode()
@@ -47,22 +53,38 @@ def pack(record: Record, value: bytes | memoryview = b"") -> bytes:
         flags,
         bytes.fromhex(stat.sha256),
         bytes.fromhex(record.blob),
+        zlib.crc32(value),
         len(kind),
     )
-    return b"".join((head, kind, value))
+    checksum = zlib.crc32(kind, zlib.crc32(head, zlib.crc32(stat.key.encode())))
+    return b"".join((head, kind, checksum.to_bytes(4, "little"), value))
 
 
-def unpack(key: str, raw: bytes) -> Record:
-    """The record in these bytes. **Raises** :exc:`~spear_core.errors.StoreCorruptError`."""
+def unpack(key: str, raw: bytes | memoryview) -> Record:
+    """The record in these bytes; the value is not looked at. **Raises**
+    :exc:`~spear_core.errors.StoreCorruptError`."""
     try:
-        (version, revision, size, created, updated, expires, refs, flags, digest, blob, length) = (
-            _HEAD.unpack_from(raw)
-        )
-        kind = str(raw[_HEAD.size : _HEAD.size + length], "utf-8")
-    except (struct.error, UnicodeDecodeError) as exc:
+        (
+            version,
+            revision,
+            size,
+            created,
+            updated,
+            expires,
+            refs,
+            flags,
+            digest,
+            blob,
+            _,
+            length,
+        ) = _HEAD.unpack_from(raw)
+    except struct.error as exc:
         raise _damaged(key) from exc
+    end = _HEAD.size + length + 4
+    if zlib.crc32(raw[:end], zlib.crc32(key.encode())) != RESIDUE:
+        raise _damaged(key)
     inline = flags & _INLINE
-    if inline and len(raw) != _HEAD.size + length + size:
+    if inline and len(raw) != end + size:
         raise _damaged(key)
     stat = ObjectStat(
         key=key,
@@ -72,7 +94,7 @@ def unpack(key: str, raw: bytes) -> Record:
         sha256=digest.hex() if flags & _HASHED else "",
         created_at=created,
         updated_at=updated,
-        content_type=kind,
+        content_type=str(raw[_HEAD.size : end - 4], "utf-8"),
         refs=refs,
         pinned=bool(flags & _PINNED),
         expires_at=expires or None,
@@ -81,16 +103,32 @@ def unpack(key: str, raw: bytes) -> Record:
 
 
 def value_of(record: Record, raw: bytes) -> bytes:
-    """The value that is inline in these bytes."""
-    return raw[len(raw) - record.stat.size :]
+    """The value that is inline in these bytes. **Raises**
+    :exc:`~spear_core.errors.StoreCorruptError`."""
+    value = raw[len(raw) - record.stat.size :]
+    if zlib.crc32(value) != int.from_bytes(raw[_SUM:_LENGTH], "little"):
+        raise _damaged(record.stat.key)
+    return value
 
 
-def inline_value(raw: bytes) -> bytes | None:
-    """The value that is inline in these bytes, by itself; ``None``: it is elsewhere."""
-    if not raw[_FLAGS] & _INLINE:
-        return None
-    return raw[_HEAD.size + raw[_LENGTH] + (raw[_LENGTH + 1] << 8) :]
+def inline_value(key: bytes, raw: bytes) -> bytes | None:
+    """The value that is inline in these bytes, by itself; ``None``: it is elsewhere. **Raises**
+    likewise."""
+    try:
+        end = _HEAD.size + raw[_LENGTH] + (raw[_LENGTH + 1] << 8) + 4
+        if zlib.crc32(raw[:end], zlib.crc32(key)) == RESIDUE:
+            if not raw[_FLAGS] & _INLINE:
+                return None
+            value = raw[end:]
+            if zlib.crc32(value) == int.from_bytes(raw[_SUM:_LENGTH], "little"):
+                return value
+    except IndexError:
+        pass
+    raise _damaged(key.decode(errors="replace"))
 
 
 def _damaged(key: str) -> StoreCorruptError:
-    return StoreCorruptError(f"the record of object {key!r} is damaged; restore a backup")
+    return StoreCorruptError(
+        f"the record of object {key!r} is damaged (its checksum differs); `spear fsck --repair` "
+        f"removes it, or restore a backup"
+    )
