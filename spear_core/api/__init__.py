@@ -50,6 +50,12 @@ from spear_core.api._hostcall import (
     HostcallProvider,
     HostcallSpec,
 )
+from spear_core.api._maintenance import (
+    StoreBackup,
+    StoreMaintenance,
+    StoreProblem,
+    StoreReport,
+)
 from spear_core.api._metadata import (
     Compare,
     DeleteKey,
@@ -243,7 +249,11 @@ __all__ = [
     "SecretSource",
     "SpanKind",
     "SpearletConfig",
+    "StoreBackup",
     "StoreConfig",
+    "StoreMaintenance",
+    "StoreProblem",
+    "StoreReport",
     "StoreUsage",
     "StreamingInstance",
     "TaskConfig",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -438,6 +439,13 @@ class ObjectStoreSpec(Generic[C]):
     priority: int = 0
     """The installed store with the highest number is the default; ``memory`` has 0."""
     capabilities: frozenset[Capability] = frozenset()
+    restore: Callable[[PluginContext, Path], Awaitable[None]] | None = None
+    """Put the content of a backup (:meth:`StoreMaintenance.backup
+    <spear_core.api.StoreMaintenance.backup>`) where ``open`` with that context will find it. The
+    store is not open. **Raises** :exc:`~spear_core.errors.StoreInUseError` when it is, or when
+    something is there already, :exc:`~spear_core.errors.StoreCorruptError` and
+    :exc:`~spear_core.errors.StoreFormatError` when the directory is no such backup; nothing has
+    changed then. ``None``: this store has no backups."""
     api: int = 1
 
 
