@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from spear_core.api import (
     Artifact,
     ArtifactUpload,
     Capability,
+    Compare,
     ExecutionRequest,
     ExecutionResponse,
     Fingerprint,
@@ -25,13 +26,20 @@ from spear_core.api import (
     Instance,
     InstanceSpec,
     InstanceStatistics,
+    MetadataChange,
+    MetadataStoreSpec,
+    ObjectStore,
+    ObjectStoreSpec,
     PluginContext,
     PoolConfig,
     Runtime,
     RuntimeInstanceId,
     RuntimeSpec,
     SpearletConfig,
+    TransactionResult,
 )
+from spear_core.builtins.memory_metadata import MemoryMetadataStore
+from spear_core.builtins.memory_store import MemoryObjectStore
 from spear_core.config import NodeSettings, load_config
 from spear_core.errors import RuntimeUnavailableError, SpearError
 from spear_core.node import Node, open_node
@@ -198,6 +206,71 @@ class NoConfig:
     """A plugin's empty configuration."""
 
 
+class Disk:
+    """Two stores that outlive the nodes which use them.
+
+    What a crash would leave is a copy of them at that moment; the node that has them meanwhile may
+    end as it likes.
+    """
+
+    def __init__(self) -> None:
+        self.metadata = SteeredMetadata(max_bytes=64 << 20, max_history=100_000)
+        self.objects: ObjectStore = MemoryObjectStore(max_bytes=256 << 20)
+
+    async def copy(self) -> Disk:
+        """As it is now."""
+        other = Disk()
+        for item in (await self.metadata.range(limit=100_000)).items:
+            await other.metadata.put(item.key, item.value)
+        for stat in (await self.objects.list(limit=10_000)).objects:
+            _, value = await self.objects.get(stat.key)
+            await other.objects.put(stat.key, value)
+            for holder in await self.objects.holders(stat.key):
+                await other.objects.add_ref(stat.key, holder=holder.name)
+        return other
+
+    def specs(self) -> dict[str, Any]:
+        """For :class:`Plugins`."""
+        capable = frozenset({Capability.DURABLE})
+        kept: dict[str, Any] = {"config_cls": NoConfig, "capabilities": capable}
+        metadata: Any = MetadataStoreSpec(
+            name="disk", open=lambda context, config: nullcontext(self.metadata), **kept
+        )
+        objects: Any = ObjectStoreSpec(
+            name="disk", open=lambda context, config: nullcontext(self.objects), **kept
+        )
+        return {
+            "metadata_stores": {"disk": Owned(metadata, "runtime-steered")},
+            "object_stores": {"disk": Owned(objects, "runtime-steered")},
+        }
+
+
+class SteeredMetadata(MemoryMetadataStore):
+    """A metadata store that waits or fails when a test wants it to, and counts."""
+
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(**limits)
+        self.transactions = 0
+        self.failure: SpearError | None = None
+        self.gate = trio.Event()
+        self.gate.set()
+        """While it is not set, nothing is written."""
+
+    async def transact(
+        self, changes: Sequence[MetadataChange], *, compares: Sequence[Compare] = ()
+    ) -> TransactionResult:
+        self.transactions += 1
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        return await super().transact(changes, compares=compares)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
 @pytest.fixture
 def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., Any]:
     """Opens a real node whose only runtime is the steered one."""
@@ -224,6 +297,7 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
         configs: Mapping[str, Any] | None = None,
         config_file: Path | None = None,
         capabilities: frozenset[Capability] = frozenset(),
+        disk: Disk | None = None,
     ) -> AsyncIterator[Node]:
         spec = RuntimeSpec(
             name="steered",
@@ -240,6 +314,7 @@ def open_steered_node(runtime: SteeredRuntime, tmp_path: Path) -> Callable[..., 
             runtimes={"steered": Owned(spec, "runtime-steered")},
             hostcalls=hostcalls or {},
             tracers=tracers or {},
+            **(disk.specs() if disk is not None else {}),
         )
         settings = NodeSettings(
             spearlet=spearlet or SpearletConfig(),

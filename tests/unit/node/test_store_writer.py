@@ -1,0 +1,166 @@
+"""Writing many small things at once, in order, through failures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from spear_core.api import DeleteKey, MetadataChange, PutKey
+from spear_core.errors import CompactedError, InvalidRequestError, SpearError, StoreFullError
+from spear_core.node._store_writer import StoreWriter
+
+FULL = StoreFullError("no room")
+
+
+@asynccontextmanager
+async def running(disk: Any) -> AsyncIterator[StoreWriter]:
+    writer = StoreWriter(disk.metadata, logging.getLogger("spear.test"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        yield writer
+        nursery.cancel_scope.cancel()
+
+
+def put(key: str, value: bytes = b"x") -> list[MetadataChange]:
+    return [PutKey(key=key.encode(), value=value)]
+
+
+async def value(disk: Any, key: str) -> bytes | None:
+    found = await disk.metadata.get(key.encode())
+    return found.value if found is not None else None
+
+
+async def test_what_is_ready_at_the_same_time_is_one_transaction(disk: Any) -> None:
+    async with running(disk) as writer:
+        writes = [writer.submit(f"o{n}", put(f"k{n}")) for n in range(100)]
+        for write in writes:
+            await write.wait()
+        assert disk.metadata.transactions == 1
+        writes = [writer.submit(f"o{n}", put(f"k{n}", b"y")) for n in range(300)]
+        for write in writes:
+            await write.wait()
+        assert disk.metadata.transactions == 1 + 3
+        assert await value(disk, "k299") == b"y"
+
+
+async def test_writes_of_one_owner_reach_the_disk_in_order_and_together_where_they_can(
+    disk: Any,
+) -> None:
+    async with running(disk) as writer:
+        disk.metadata.gate = trio.Event()
+        first = writer.submit("o", put("k", b"1"))
+        await trio.testing.wait_all_tasks_blocked()
+        second = writer.submit("o", put("k", b"2"))
+        third = writer.submit("o", [DeleteKey(key=b"k"), *put("l")])
+        assert second is third
+        assert first is not second
+        disk.metadata.gate.set()
+        await third.wait()
+        assert first.done
+        assert (await value(disk, "k"), await value(disk, "l")) == (None, b"x")
+        assert disk.metadata.transactions == 2
+
+
+async def test_one_that_is_not_kept_fails_once(disk: Any) -> None:
+    told: list[SpearError | None] = []
+    async with running(disk) as writer:
+        disk.metadata.failure = FULL
+        write = writer.submit("o", put("k"), keep=False)
+        write.then = told.append
+        for _ in range(2):
+            with pytest.raises(StoreFullError, match="no room"):
+                await write.wait(patient=True)
+        assert told == [FULL]
+        disk.metadata.failure = None
+        await writer.submit("p", put("l")).wait()
+        assert await value(disk, "k") is None
+        assert writer.trouble == 0
+
+
+async def test_one_that_is_kept_is_tried_again_until_it_succeeds(
+    disk: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running(disk) as writer:
+        disk.metadata.failure = FULL
+        write = writer.submit("o", put("k", b"1"))
+        other = writer.submit("p", put("l", b"1"))
+        with pytest.raises(StoreFullError):
+            await write.wait()
+        assert writer.trouble == 2
+        async with trio.open_nursery() as nursery:
+
+            async def be_patient() -> None:
+                await write.wait(patient=True)
+
+            nursery.start_soon(be_patient)
+            await trio.sleep(30)
+            newer = writer.submit("o", put("k", b"2"))
+            await trio.sleep(1)
+            disk.metadata.failure = None
+        await newer.wait(patient=True)
+        await other.wait(patient=True)
+        assert (await value(disk, "k"), await value(disk, "l")) == (b"2", b"1")
+        assert writer.trouble == 0
+
+
+async def test_what_comes_while_its_elder_fails_is_written_last(
+    disk: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running(disk) as writer:
+        disk.metadata.gate, disk.metadata.failure = trio.Event(), FULL
+        elder = writer.submit("o", [*put("k", b"1"), *put("only elder")])
+        await trio.testing.wait_all_tasks_blocked()
+        younger = writer.submit("o", put("k", b"2"))
+        disk.metadata.gate.set()
+        with pytest.raises(StoreFullError):
+            await elder.wait()
+        disk.metadata.failure = None
+        await younger.wait(patient=True)
+        await elder.wait()
+        assert (await value(disk, "k"), await value(disk, "only elder")) == (b"2", b"x")
+
+
+async def test_one_that_the_store_does_not_take_harms_no_other(disk: Any) -> None:
+    async with running(disk) as writer:
+        good = writer.submit("good", put("k"))
+        bad = writer.submit("bad", put("x" * 500))
+        await good.wait()
+        with pytest.raises(InvalidRequestError):
+            await bad.wait(patient=True)
+        assert await value(disk, "k") == b"x"
+        assert writer.trouble == 0
+
+
+async def test_who_is_cancelled_while_waiting_changes_nothing(disk: Any) -> None:
+    async with running(disk) as writer:
+        disk.metadata.gate = trio.Event()
+        write = writer.submit("o", put("k"))
+        with trio.move_on_after(0):
+            await write.wait()
+        disk.metadata.gate.set()
+        await write.wait()
+        assert await value(disk, "k") == b"x"
+
+
+async def test_flushed_waits_for_everything(disk: Any) -> None:
+    async with running(disk) as writer:
+        await writer.flushed()
+        for n in range(1000):
+            writer.submit(f"o{n}", put(f"k{n}"))
+        await writer.flushed()
+        assert await value(disk, "k999") == b"x"
+
+
+async def test_the_past_is_compacted(disk: Any) -> None:
+    async with running(disk) as writer:
+        for n in range(2500):
+            await writer.submit("o", put("k", b"%d" % n)).wait()
+        with pytest.raises(CompactedError):
+            await disk.metadata.get(b"k", revision=100)
+        assert (await disk.metadata.get(b"k", revision=2400)).value == b"2399"
