@@ -299,6 +299,7 @@ class TaskTable:
         for task in sorted(final, key=attrgetter("completed_at")):
             self._finished.append(task)
             self._finished_bytes += _kept_bytes(task)
+        self._expire()
         self._trim()
 
     def drop(self, task: Task) -> None:
