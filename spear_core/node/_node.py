@@ -29,7 +29,7 @@ from spear_core.node._restoring import Restorer, check_format
 from spear_core.node._secrets import Secrets, struck_out
 from spear_core.node._services import ContextMaker, Services
 from spear_core.node._state import hold_state, open_run_dir
-from spear_core.node._stores import tasks_are_durable
+from spear_core.node._stores import objects_last, tasks_are_durable
 from spear_core.node._system_log import open_system_log
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._task_objects import open_task_objects
@@ -209,6 +209,8 @@ async def open_node(
             background.start_soon(restorer.sweep)
             background.start_soon(tasks.keep_tidy)
         logs.prune(config.tasks.keep_finished, known=tasks)
+        if not ephemeral and objects_last(plugins, config):
+            objects.sweep(tasks)
         urls = []
         if serve:
             for owned in plugins.front_doors.values():

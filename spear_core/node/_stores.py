@@ -17,7 +17,13 @@ from spear_core.api import (
 from spear_core.errors import ConfigError
 from spear_core.plugins import Owned, Plugins
 
-__all__ = ["AUTO", "chosen_metadata_store", "chosen_object_store", "tasks_are_durable"]
+__all__ = [
+    "AUTO",
+    "chosen_metadata_store",
+    "chosen_object_store",
+    "objects_last",
+    "tasks_are_durable",
+]
 
 AUTO = "auto"
 """In place of a name: the installed store with the highest priority."""
@@ -52,6 +58,12 @@ def tasks_are_durable(plugins: Plugins, config: SpearletConfig) -> bool:
         )
         raise ConfigError(problem, problems=(problem,))
     return not passing
+
+
+def objects_last(plugins: Plugins, config: SpearletConfig) -> bool:
+    """Whether the objects of a node outlive it. :raises ConfigError: the store it names is not
+    there."""
+    return _lasts(chosen_object_store(plugins, config.stores).spec)
 
 
 def _lasts(spec: MetadataStoreSpec[Any] | ObjectStoreSpec[Any]) -> bool:

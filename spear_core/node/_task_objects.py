@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVarTuple
@@ -164,6 +164,26 @@ class TaskObjects:
         await store.release(_result_holder(task_id))
         with suppress(ObjectNotFoundError):  # as it should be
             await store.delete(result_key(task_id))
+
+    def sweep(self, known: Container[str]) -> None:
+        """Drop the results of tasks that an earlier run of the node had, and that are not known
+        any more; in the background."""
+        self._later(self._sweep, known)
+
+    async def _sweep(self, known: Container[str]) -> None:
+        store, after, count = await self._store(), None, 0
+        while True:
+            page = await store.list(RESULTS, after=after)
+            for stat in page.objects:
+                task_id = stat.key.removeprefix(RESULTS)
+                if task_id not in known:
+                    await self._release_output(task_id)
+                    count += 1
+            after = page.next_key
+            if after is None:
+                break
+        if count:
+            self._log.info("%d results of tasks that are not kept any more are gone", count)
 
     async def with_output(self, task: TaskInfo) -> TaskInfo:
         """The task with its output in it, wherever that lies.
