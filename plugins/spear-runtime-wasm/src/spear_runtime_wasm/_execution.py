@@ -12,6 +12,7 @@ from spear_core.api import Artifact, ExecutionRequest, Hostcalls
 
 from ._calls import CallTable
 from ._ffi import GuestStopError
+from ._objects import ObjectCalls
 from ._slice import Meter
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ class Execution:
     """The state behind the host functions of one execution. Only that guest's calls touch it."""
 
     __slots__ = (
-        "_calls", "_environment", "_hostcalls", "_partial", "_stderr_tail", "_written", "artifact",
-        "content_type", "input_position", "max_output", "meter", "output", "request", "started",
-        "started_wall", "stdio_is_payload", "stream",
+        "_calls", "_environment", "_hostcalls", "_objects", "_partial", "_stderr_tail", "_written",
+        "artifact", "content_type", "input_position", "max_output", "meter", "output", "request",
+        "started", "started_wall", "stdio_is_payload", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +70,7 @@ class Execution:
         self._stderr_tail: deque[str] | None = None
         self._partial: dict[str, bytes] | None = None
         self._calls: CallTable | None = None
+        self._objects: ObjectCalls | None = None
 
     @property
     def calls(self) -> CallTable:
@@ -90,6 +92,17 @@ class Execution:
     def stderr_tail(self) -> Sequence[str]:
         """The last lines of its stderr."""
         return self._stderr_tail or ()
+
+    @property
+    def objects(self) -> ObjectCalls:
+        """What it does with objects."""
+        if self._objects is None:
+            self._objects = ObjectCalls(
+                self._hostcalls,
+                self.request.execution_id,
+                lambda line: self.add_log(line, "warn", "node"),
+            )
+        return self._objects
 
     def add_log(self, message: str, level: str, source: str = "guest") -> None:
         if self._written is None:

@@ -1,4 +1,5 @@
-"""The `spear` imports of this version: log, time, input, output, context, calls (guest ABI 4, 17).
+"""The `spear` imports of this version: log, time, input, output, context, calls, objects (guest ABI
+4 and 17).
 
 Every function takes the guest and plain integers and answers a number: 0 or more is success, less
 is `-errno` of the ABI's own table.
@@ -21,6 +22,7 @@ MODULE = "spear"
 LEVELS = ("trace", "debug", "info", "warn", "error")
 MAX_CONTENT_TYPE = 256
 MAX_CONTEXT_NAME = 256
+MAX_KEY = 4096
 
 ENOENT, E2BIG, EBADF, EFAULT, EINVAL, ENOSPC, EPIPE = -2, -7, -9, -14, -22, -28, -32
 ERRNO_NAMES = {
@@ -160,6 +162,57 @@ def call_close(guest: Guest, fd: int) -> object:
     return partial(guest.host.calls.close, fd)
 
 
+def obj_put(
+    guest: Guest, key_ptr: int, key_len: int, value_ptr: int, value_len: int, expect: int
+) -> object:
+    key = read_key(guest, key_ptr, key_len)
+    if isinstance(key, int):
+        return key
+    if expect < -1:
+        return EINVAL
+    try:
+        value = guest.view(value_ptr, value_len)
+    except GuestMemoryError:
+        return EFAULT
+    return partial(guest.host.objects.put, guest, key, value, expect)
+
+
+def obj_get(guest: Guest, key_ptr: int, key_len: int, out_ptr: int, out_len_ptr: int) -> object:
+    key = read_key(guest, key_ptr, key_len)
+    if isinstance(key, int):
+        return key
+    return partial(guest.host.objects.get, guest, key, (out_ptr, out_len_ptr))
+
+
+def obj_stat(guest: Guest, key_ptr: int, key_len: int, out_ptr: int, out_len_ptr: int) -> object:
+    key = read_key(guest, key_ptr, key_len)
+    if isinstance(key, int):
+        return key
+    return partial(guest.host.objects.stat, guest, key, (out_ptr, out_len_ptr))
+
+
+def obj_list(guest: Guest, ptr: int, length: int, out_ptr: int, out_len_ptr: int) -> object:
+    prefix = read_key(guest, ptr, length)
+    if isinstance(prefix, int):
+        return prefix
+    return partial(guest.host.objects.list, guest, prefix, (out_ptr, out_len_ptr))
+
+
+def obj_change(verb: str, guest: Guest, key_ptr: int, key_len: int) -> object:
+    key = read_key(guest, key_ptr, key_len)
+    return key if isinstance(key, int) else partial(guest.host.objects.change, verb, key)
+
+
+def read_key(guest: Guest, ptr: int, length: int) -> str | int:
+    """A key, or `-errno`. How long it may be, the store says."""
+    if length > MAX_KEY:
+        return EINVAL
+    try:
+        return guest.read(ptr, length).decode("utf-8", "replace")
+    except GuestMemoryError:
+        return EFAULT
+
+
 HOSTCALLS: Mapping[str, HostCall] = {
     "log": HostCall((I32, I32, I32), (I32,), log),
     "time_now_ms": HostCall(NOTHING, (I64,), time_now_ms),
@@ -175,6 +228,20 @@ HOSTCALLS: Mapping[str, HostCall] = {
     "call_start": HostCall((I32, I32, I32, I32), (I32,), call_start, waits=True),
     "call_result": HostCall((I32, I32, I32), (I32,), call_result, waits=True),
     "call_close": HostCall((I32,), (I32,), call_close, waits=True),
+    "obj_put": HostCall((I32, I32, I32, I32, I64), (I64,), obj_put, waits=True),
+    "obj_get": HostCall((I32, I32, I32, I32), (I32,), obj_get, waits=True),
+    "obj_stat": HostCall((I32, I32, I32, I32), (I32,), obj_stat, waits=True),
+    "obj_list": HostCall((I32, I32, I32, I32), (I32,), obj_list, waits=True),
+    **{
+        name: HostCall((I32, I32), (I32,), partial(obj_change, verb), waits=True)
+        for name, verb in (
+            ("obj_ref", "add_ref"),
+            ("obj_unref", "remove_ref"),
+            ("obj_pin", "pin"),
+            ("obj_unpin", "unpin"),
+            ("obj_delete", "delete"),
+        )
+    },
 }
 PAYLOAD_CALLS = frozenset(name for name in HOSTCALLS if name.startswith(("input_", "output_")))
 """A guest that imports one of these has no use for stdin and stdout as input and output."""

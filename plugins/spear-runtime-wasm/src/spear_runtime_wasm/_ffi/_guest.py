@@ -78,7 +78,7 @@ class Guest:
 
     __slots__ = (
         "_base", "_context", "_frame", "_future", "_lib", "_memory", "_memory_index", "_size",
-        "_store", "answer_at", "caller", "failure", "host", "pending",
+        "_store", "answer_at", "answer_type", "caller", "failure", "host", "pending",
     )  # fmt: skip
     host: Any
     """Belongs to the one that defines host functions: they find their state here."""
@@ -96,6 +96,7 @@ class Guest:
         self._memory_index = -1
         self.caller = 0
         self.answer_at = 0
+        self.answer_type: type[ctypes.c_int32] | type[ctypes.c_int64] = _i32
         self.pending: object | None = None
         self.failure: Exception | None = None
 
@@ -148,7 +149,7 @@ class Guest:
     def answer(self, value: int) -> None:
         """The result of the waiting host function; the next poll goes on from there."""
         if self.answer_at:
-            _i32.from_address(self.answer_at).value = value
+            self.answer_type.from_address(self.answer_at).value = value
         self.pending = None
 
     def finish(self) -> None:
@@ -200,6 +201,17 @@ class Guest:
         if pointer < 0 or pointer + length > self._size:
             self._check(pointer, length)
         _memmove(self._base + pointer, data, length)
+
+    def view(self, pointer: int, length: int) -> memoryview:
+        """The memory itself, to be read and written while the guest lies still.
+
+        Raises GuestMemoryError for a range that is not inside the memory.
+        """
+        if pointer < 0 or length < 0 or pointer + length > self._size:
+            self._check(pointer, length)
+        if not length:
+            return memoryview(bytearray())
+        return memoryview((ctypes.c_char * length).from_address(self._base + pointer)).cast("B")
 
     def read_u32(self, pointer: int) -> int:
         if pointer < 0 or pointer + 4 > self._size:

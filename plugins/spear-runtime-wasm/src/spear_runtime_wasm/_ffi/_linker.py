@@ -89,12 +89,14 @@ class Linker:
         """A function that may wait: `function(guest, *arguments)` returns what to wait for.
 
         What it returns becomes `guest.pending`, for the one that polls; an `int` is the answer at
-        once. Its result, if it has one, is an i32.
+        once.
         """
         unpack = struct.Struct("<" + "".join(_VAL_FORMATS[kind] for kind in params)).unpack
         size = VAL_SIZE * len(params)
         resume = ctypes.cast(self._resume, ctypes.c_void_p).value or 0
         fill = _CONTINUATION_FIELDS.pack(resume, 0, 0)
+        wide = results == ("i64",)
+        cell: Any = ctypes.c_int64 if wide else ctypes.c_int32
 
         def callback(
             env: int, caller: int, args: int, nargs: int, out: int, nresults: int,
@@ -104,9 +106,12 @@ class Linker:
             guest = running.guest
             guest.caller = caller
             guest.answer_at = out + 8 if nresults else 0
+            guest.answer_type = cell
             try:
                 pending = function(guest, *unpack(ctypes.string_at(args, size)))
                 ctypes.memset(out, 0, VAL_SIZE * nresults)
+                if wide:
+                    ctypes.c_uint8.from_address(out).value = _KIND_NUMBERS["i64"]
                 if isinstance(pending, int):
                     guest.answer(pending)
                 else:
