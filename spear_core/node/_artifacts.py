@@ -3,7 +3,9 @@
 ::
 
     artifacts/code/<sha256>/…               the code, read-only (:mod:`spear_core.node._code`)
-    artifacts/names/<name>.json             every version of a name, the next number, the latest
+
+Every version of a name, its next number and the latest are in the metadata store if that lasts,
+else in a file ``artifacts/names/<name>.json`` (:mod:`spear_core.node._names`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import attrs
+import trio
 
 from spear_core._bundle import BundleLimits
 from spear_core.api import (
@@ -39,12 +42,10 @@ from spear_core.errors import (
 from spear_core.node._artifact_records import (
     NameRecord,
     VersionRecord,
-    decode_name,
-    encode_name,
     settings_of,
 )
-from spear_core.node._code import CodeStore, Staged, cannot_store
-from spear_core.node._state import write_atomically
+from spear_core.node._code import CodeStore, Staged
+from spear_core.node._names import FileNames, NameRecords
 
 __all__ = ["ArtifactStore", "parse_function"]
 
@@ -82,32 +83,30 @@ class ArtifactStore:
         *,
         warn: Callable[[str], None],
         config: ArtifactConfig = _DEFAULTS,
+        names: NameRecords | None = None,
+        sweep: bool = True,
     ) -> None:
+        """:param names: by default, files. :param sweep: remove code that no version refers to."""
         limits = BundleLimits(files=config.max_files, bytes=config.max_bytes)
         self.code = CodeStore(root / "code", limits, in_use=self._digests)
-        self._names_dir = root / "names"
+        self._records = FileNames(root / "names") if names is None else names
         self._names: dict[str, NameRecord] = {}
         self._artifacts: dict[_Key, Artifact] = {}
         self._users: Counter[_Key] = Counter()
         self._leaving: set[_Key] = set()
         self._preparing: dict[object, ArtifactInfo] = {}
         self._unreadable: dict[str, str] = {}
-        self._load(warn)
+        self._writing = trio.Lock()
+        self._load(warn, sweep=sweep)
 
-    def _load(self, warn: Callable[[str], None]) -> None:
-        for path in sorted(self._names_dir.glob("*.json")):
-            try:
-                name = decode_name(path.read_bytes())
-            except (OSError, ArtifactCorruptError) as error:
-                why = f"cannot be read ({error})" if isinstance(error, OSError) else str(error)
-                self._unreadable[path.stem] = (
-                    f"artifact {path.stem!r} cannot be used: {path} {why}; "
-                    "restore the file, or move it away and deploy again"
-                )
-                warn(self._unreadable[path.stem])
-                continue
-            self._remember(path.stem, name)
-        if not self._unreadable:
+    def _load(self, warn: Callable[[str], None], *, sweep: bool) -> None:
+        names, problems = self._records.load()
+        self._unreadable = dict(problems)
+        for name, record in sorted(names.items()):
+            self._remember(name, record)
+        for problem in self._unreadable.values():
+            warn(problem)
+        if sweep and not self._unreadable:
             self.code.sweep()
 
     def _digests(self) -> set[str]:
@@ -233,11 +232,8 @@ class ArtifactStore:
             reuse=reuse,
             **settings_of(upload),
         )
-        latest = record.latest_version
-        leaving = latest is not None and (upload.name, latest.version) in self._leaving
-        if latest and not leaving and latest.asked_for() == version.asked_for():
-            return latest, True
-        return version, False
+        latest = self._same_as_latest(upload.name, version)
+        return (version, False) if latest is None else (latest, True)
 
     @contextmanager
     def preparing(self, name: str, candidate: VersionRecord) -> Iterator[Artifact]:
@@ -257,30 +253,40 @@ class ArtifactStore:
             if (info.name, info.version) == (artifact.name, artifact.version):
                 self._preparing[key] = attrs.evolve(info, message=message)
 
-    def commit(self, name: str, candidate: VersionRecord) -> ArtifactInfo:
+    async def commit(self, name: str, candidate: VersionRecord) -> ArtifactInfo:
         """Make a candidate the latest version of its name, on disk and here.
 
-        It gets the number that is next now: others may have deployed since it was made.
+        It gets the number that is next now, or is the latest version if that has become the same:
+        others may have deployed since it was made.
 
         :raises ArtifactError: the disk is full or broken; nothing has changed.
+        :raises StoreError: likewise. :raises DependencyError: one has gone meanwhile.
         """
-        record = self._names.get(name, NameRecord())
-        version = attrs.evolve(candidate, version=record.next_version)
-        grown = attrs.evolve(
-            record,
-            next_version=version.version + 1,
-            versions=(*record.versions, version),
-            latest=version.version,
-        )
-        self._write(name, grown)
-        self._remember(name, grown)
-        return self._describe(name, version)
+        async with self._writing:
+            record = self._names.get(name, NameRecord())
+            if (same := self._same_as_latest(name, candidate)) is not None:
+                return self._describe(name, same)
+            self.check_dependencies(name, candidate.dependencies)
+            version = attrs.evolve(candidate, version=record.next_version)
+            grown = attrs.evolve(
+                record,
+                next_version=version.version + 1,
+                versions=(*record.versions, version),
+                latest=version.version,
+            )
+            await self._write(name, grown)
+            self._remember(name, grown)
+            return self._describe(name, version)
 
-    def _write(self, name: str, record: NameRecord) -> None:
-        try:
-            write_atomically(self._names_dir / f"{name}.json", encode_name(record))
-        except OSError as error:
-            raise cannot_store(name, error) from error
+    def _same_as_latest(self, name: str, candidate: VersionRecord) -> VersionRecord | None:
+        """The latest version of a name, if it is just what is asked for."""
+        latest = self._names.get(name, NameRecord()).latest_version
+        if latest is None or (name, latest.version) in self._leaving:
+            return None
+        return latest if latest.asked_for() == candidate.asked_for() else None
+
+    async def _write(self, name: str, record: NameRecord) -> None:
+        await self._records.write(name, record)
         self._names[name] = record
 
     # Use -----------------------------------------------------------------------------------------
@@ -371,21 +377,22 @@ class ArtifactStore:
 
     # Changes -------------------------------------------------------------------------------------
 
-    def set_latest(self, name: str, version: int) -> ArtifactInfo:
+    async def set_latest(self, name: str, version: int) -> ArtifactInfo:
         """Let the name alone mean this version.
 
         :raises ArtifactNotFoundError: there is none. :raises ArtifactDisabledError: it is disabled.
         """
-        found = self._version(name, version)
-        if found.state is not ArtifactState.READY:
-            raise ArtifactDisabledError(
-                f"artifact {name}@{version} is {found.state.value} and cannot be the latest; "
-                f"`spear artifacts enable {name}@{version}` first"
-            )
-        self._write(name, attrs.evolve(self._names[name], latest=version))
-        return self._describe(name, found)
+        async with self._writing:
+            found = self._version(name, version)
+            if found.state is not ArtifactState.READY:
+                raise ArtifactDisabledError(
+                    f"artifact {name}@{version} is {found.state.value} and cannot be the latest; "
+                    f"`spear artifacts enable {name}@{version}` first"
+                )
+            await self._write(name, attrs.evolve(self._names[name], latest=version))
+            return self._describe(name, found)
 
-    def set_state(self, name: str, version: int, state: ArtifactState) -> ArtifactInfo:
+    async def set_state(self, name: str, version: int, state: ArtifactState) -> ArtifactInfo:
         """Enable or disable a version.
 
         :raises ArtifactNotFoundError: there is none. :raises InvalidRequestError: another state.
@@ -394,11 +401,12 @@ class ArtifactStore:
             raise InvalidRequestError(
                 f"an artifact can be made 'ready' or 'disabled', not {state.value!r}"
             )
-        found = attrs.evolve(self._version(name, version), state=state)
-        record = self._names[name]
-        versions = tuple(found if v.version == version else v for v in record.versions)
-        self._write(name, attrs.evolve(record, versions=versions))
-        return self._describe(name, found)
+        async with self._writing:
+            found = attrs.evolve(self._version(name, version), state=state)
+            record = self._names[name]
+            versions = tuple(found if v.version == version else v for v in record.versions)
+            await self._write(name, attrs.evolve(record, versions=versions))
+            return self._describe(name, found)
 
     def deletable(self, name: str, version: int | None) -> list[Artifact]:
         """The versions that a delete means.
@@ -423,13 +431,16 @@ class ArtifactStore:
                     f"{artifact.ref} is in use by {users} unfinished task"
                     f"{'s' if users > 1 else ''}; wait for them or cancel them"
                 )
-        if dependents := self._dependents({(name, a.version) for a in wanted}):
-            what = name if version is None else f"{name}@{version}"
+        what = name if version is None else f"{name}@{version}"
+        self._refuse_missed({(name, a.version) for a in wanted}, what)
+        return wanted
+
+    def _refuse_missed(self, gone: set[_Key], what: str) -> None:
+        if dependents := self._dependents(gone):
             raise ArtifactInUseError(
                 f"{', '.join(dependents)} depend{'s' if len(dependents) == 1 else ''} on {what}; "
                 "delete that first"
             )
-        return wanted
 
     def _dependents(self, gone: set[_Key]) -> list[str]:
         """Artifacts that would miss a dependency without these versions."""
@@ -459,15 +470,21 @@ class ArtifactStore:
         finally:
             self._leaving -= keys
 
-    def delete(self, artifact: Artifact) -> None:
+    async def delete(self, artifact: Artifact) -> None:
         """Remove one version; its number is never given again. When it was the latest, the newest
-        that is left is."""
-        record = self._names[artifact.name]
-        left = tuple(v for v in record.versions if v.version != artifact.version)
-        latest = None if record.latest == artifact.version else record.latest
-        self._write(artifact.name, attrs.evolve(record, versions=left, latest=latest))
-        del self._artifacts[artifact.name, artifact.version]
-        self.code.remove_unused(artifact.digest)
+        that is left is.
+
+        :raises ArtifactInUseError: another one has come meanwhile that depends on it.
+        """
+        async with self._writing:
+            key = (artifact.name, artifact.version)
+            self._refuse_missed({key, *self._leaving}, artifact.ref)
+            record = self._names[artifact.name]
+            left = tuple(v for v in record.versions if v.version != artifact.version)
+            latest = None if record.latest == artifact.version else record.latest
+            await self._write(artifact.name, attrs.evolve(record, versions=left, latest=latest))
+            del self._artifacts[key]
+            self.code.remove_unused(artifact.digest)
 
 
 def _known(names: Mapping[str, NameRecord]) -> str:

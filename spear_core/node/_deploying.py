@@ -83,7 +83,7 @@ class Deployer:
                 )
             if exists:
                 return self._artifacts.info(upload.name, candidate.version)
-            info = self._artifacts.commit(upload.name, candidate)
+            info = await self._artifacts.commit(upload.name, candidate)
             self.keep_warm()
             return info
         finally:
@@ -149,14 +149,14 @@ class Deployer:
     async def set_latest(self, name: str, version: int) -> ArtifactInfo:
         """See :meth:`NodeApi.set_latest`."""
         async with self._changing:
-            info = self._artifacts.set_latest(name, version)
+            info = await self._artifacts.set_latest(name, version)
             self.keep_warm()
             return info
 
     async def set_state(self, name: str, version: int, state: ArtifactState) -> ArtifactInfo:
         """See :meth:`NodeApi.set_artifact_state`."""
         async with self._changing:
-            info = self._artifacts.set_state(name, version, state)
+            info = await self._artifacts.set_state(name, version, state)
             self.keep_warm()
             return info
 
@@ -168,7 +168,7 @@ class Deployer:
                 self.keep_warm()
                 for artifact in wanted:
                     await self._executor.undeploy(artifact)
-                    self._artifacts.delete(artifact)
+                    await self._artifacts.delete(artifact)
             self.keep_warm()
             for runtime in sorted({artifact.runtime for artifact in wanted}):
                 await self._tidy(runtime)

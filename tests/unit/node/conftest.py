@@ -188,7 +188,7 @@ def add_artifact(artifacts: ArtifactStore) -> Callable[..., Awaitable[Artifact]]
         candidate, _ = artifacts.candidate(
             upload, staged, runtime="steered", shape="s", reuse=reuse
         )
-        artifacts.commit(name, candidate)
+        await artifacts.commit(name, candidate)
         artifacts.code.unstage(staged)
         return artifacts.resolve(name)[0]
 

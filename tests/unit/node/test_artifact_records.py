@@ -68,7 +68,7 @@ async def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
     upload = ArtifactUpload(name="old", filename="old.sh", content=b"new")
     staged = await store.stage(upload)
     candidate, _ = store.candidate(upload, staged, runtime="process", shape="command", reuse=False)
-    store.commit("old", candidate)
+    await store.commit("old", candidate)
     store.code.unstage(staged)
     again = ArtifactStore(tmp_path, warn=pytest.fail)
     assert again.resolve("old")[0].version == 3

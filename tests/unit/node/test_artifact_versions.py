@@ -62,7 +62,7 @@ async def deploy(store: ArtifactStore, upload: ArtifactUpload) -> Artifact:
     try:
         candidate, exists = store.candidate(upload, staged, runtime="r", shape="s", reuse=True)
         if not exists:
-            store.commit(upload.name, candidate)
+            await store.commit(upload.name, candidate)
         return store.resolve(upload.name)[0]
     finally:
         store.code.unstage(staged)
@@ -75,15 +75,15 @@ async def test_the_latest_moves_with_a_deploy_and_by_hand(
     artifacts: ArtifactStore, add_artifact: Add, tmp_path: Path
 ) -> None:
     first, second = await add_artifact(content=b"one"), await add_artifact(content=b"two")
-    assert artifacts.set_latest("f", 1).latest
+    assert (await artifacts.set_latest("f", 1)).latest
     assert artifacts.resolve("f")[0] == first
     assert [(a.version, a.latest) for a in artifacts.all()] == [(2, False), (1, True)]
     assert ArtifactStore(tmp_path / "artifacts", warn=pytest.fail).resolve("f")[0] == first
-    artifacts.set_latest("f", 2)
+    await artifacts.set_latest("f", 2)
     assert artifacts.resolve("f")[0] == second
     with pytest.raises(ArtifactNotFoundError, match="no version 3; it has 1, 2"):
-        artifacts.set_latest("f", 3)
-    artifacts.set_latest("f", 1)
+        await artifacts.set_latest("f", 3)
+    await artifacts.set_latest("f", 1)
     assert (await add_artifact(content=b"three")).version == 3
 
 
@@ -93,7 +93,7 @@ async def test_the_same_as_the_latest_is_that_version_the_same_as_another_is_a_n
     one = ArtifactUpload(name="f", filename="f.py", content=b"one")
     two = attrs.evolve(one, content=b"two")
     assert [(await deploy(artifacts, u)).version for u in (one, two, two, one)] == [1, 2, 2, 3]
-    artifacts.set_latest("f", 2)
+    await artifacts.set_latest("f", 2)
     assert [(await deploy(artifacts, u)).version for u in (two, one)] == [2, 4]
     assert artifacts.resolve("f@1")[0].digest == artifacts.resolve("f@4")[0].digest
 
@@ -112,10 +112,10 @@ async def test_when_the_latest_goes_the_newest_that_is_left_is(
     artifacts: ArtifactStore, add_artifact: Add
 ) -> None:
     first, second, third = [await add_artifact(content=c) for c in (b"1", b"2", b"3")]
-    artifacts.set_latest("f", 1)
-    artifacts.delete(second)
+    await artifacts.set_latest("f", 1)
+    await artifacts.delete(second)
     assert artifacts.resolve("f")[0] == first
-    artifacts.delete(first)
+    await artifacts.delete(first)
     assert artifacts.resolve("f")[0] == third
 
 
@@ -126,19 +126,21 @@ async def test_a_disabled_version_takes_no_tasks(
     artifacts: ArtifactStore, add_artifact: Add, tmp_path: Path
 ) -> None:
     first, second = await add_artifact(content=b"one"), await add_artifact(content=b"two")
-    assert artifacts.set_state("f", 2, ArtifactState.DISABLED).state is ArtifactState.DISABLED
+    assert (
+        await artifacts.set_state("f", 2, ArtifactState.DISABLED)
+    ).state is ArtifactState.DISABLED
     again = ArtifactStore(tmp_path / "artifacts", warn=pytest.fail)
     for store in (artifacts, again):
         with pytest.raises(ArtifactDisabledError, match=r"f@2 is disabled.*enable f@2"):
             store.resolve("f")
         assert store.resolve("f@1")[0] == first
     with pytest.raises(ArtifactDisabledError, match="cannot be the latest"):
-        artifacts.set_latest("f", 2)
-    artifacts.set_state("f", 2, ArtifactState.READY)
+        await artifacts.set_latest("f", 2)
+    await artifacts.set_state("f", 2, ArtifactState.READY)
     assert artifacts.resolve("f")[0] == second
     for state in (ArtifactState.PREPARING, ArtifactState.DELETING):
         with pytest.raises(InvalidRequestError, match="'ready' or 'disabled'"):
-            artifacts.set_state("f", 2, state)
+            await artifacts.set_state("f", 2, state)
 
 
 async def test_what_is_being_prepared_is_listed_with_what_is_done(
@@ -170,12 +172,12 @@ async def test_what_another_depends_on_stays(artifacts: ArtifactStore, add_artif
         artifacts.deletable("base", None)
     with pytest.raises(ArtifactInUseError, match=r"pinned@1 depends on base@1"):
         artifacts.deletable("base", 1)
-    artifacts.delete(*artifacts.deletable("base", 2))
+    await artifacts.delete(*artifacts.deletable("base", 2))
     with pytest.raises(ArtifactInUseError, match=r"pinned@1, user@1"):
         artifacts.deletable("base", 1)
     assert artifacts.details("base@1").dependents == ("pinned@1", "user@1")
     for name in ("user", "pinned"):
-        artifacts.delete(*artifacts.deletable(name, None))
+        await artifacts.delete(*artifacts.deletable(name, None))
     assert artifacts.deletable("base", None)
 
 
@@ -215,7 +217,7 @@ async def test_a_bundle_is_stored_as_a_tree_that_nobody_changes(
     await artifacts.verify(artifact)
     assert ArtifactStore(tmp_path / "artifacts", warn=pytest.fail).resolve("b")[0] == artifact
     assert (await deploy(artifacts, upload)).version == 1
-    artifacts.delete(artifact)
+    await artifacts.delete(artifact)
     assert list((tmp_path / "artifacts/code").iterdir()) == []
 
 

@@ -90,7 +90,7 @@ async def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None
     store = ArtifactStore(tmp_path, warn=pytest.fail)
     staged = await store.stage(upload)
     candidate, _ = store.candidate(upload, staged, runtime="r", shape="s", reuse=True)
-    store.commit("f", candidate)
+    await store.commit("f", candidate)
     store.code.unstage(staged)
     deployed = store.resolve("f")[0]
     assert deployed.path.stat().st_mode & 0o777 == 0o500
@@ -135,7 +135,7 @@ async def test_a_deleted_version_takes_its_code_along_but_its_number_is_not_give
     artifacts: ArtifactStore, add_artifact: Callable[..., Awaitable[Artifact]]
 ) -> None:
     first, second = await add_artifact(content=b"one"), await add_artifact(content=b"two")
-    artifacts.delete(second)
+    await artifacts.delete(second)
     assert not second.path.exists()
     assert first.path.exists()
     assert (await add_artifact(content=b"three")).version == 3
@@ -148,9 +148,9 @@ async def test_code_that_two_names_share_stays_until_both_are_gone(
 ) -> None:
     one, other = await add_artifact("one"), await add_artifact("other")
     assert one.path == other.path
-    artifacts.delete(one)
+    await artifacts.delete(one)
     assert other.path.exists()
-    artifacts.delete(other)
+    await artifacts.delete(other)
     assert not other.path.exists()
 
 
