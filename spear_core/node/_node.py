@@ -23,9 +23,10 @@ from spear_core.node._executor import Executor, open_executor
 from spear_core.node._function_calls import TaskCalls
 from spear_core.node._hostcalls import NodeHostcalls
 from spear_core.node._journal import open_journal
+from spear_core.node._kept_state import check_store, open_kept_state
 from spear_core.node._local_node import LocalNode, NodeIdentity
 from spear_core.node._reloading import Reloader
-from spear_core.node._restoring import Restorer, check_format
+from spear_core.node._restoring import Restorer
 from spear_core.node._secrets import Secrets, struck_out
 from spear_core.node._services import ContextMaker, Services
 from spear_core.node._state import hold_state, open_run_dir
@@ -111,7 +112,8 @@ async def open_node(
     still leaves no process, socket or lock behind.
 
     **Raises** :exc:`~spear_core.errors.NodeAlreadyRunningError`,
-    :exc:`~spear_core.errors.ConfigError` (the state directory cannot be used).
+    :exc:`~spear_core.errors.ConfigError` (the state directory cannot be used),
+    :exc:`~spear_core.errors.StoreError` (the store in it cannot).
     """
     paths = StatePaths(state_dir)
     cache = paths.cache
@@ -131,7 +133,8 @@ async def open_node(
             keep_finished_bytes=config.tasks.keep_finished_bytes,
             keep_finished_s=config.tasks.keep_finished_ms / 1000,
         )
-        artifacts = ArtifactStore(paths.artifacts, warn=log.warning, config=config.artifacts)
+        lasting = not ephemeral and check_store(plugins, settings, paths, log)
+        durable = not ephemeral and tasks_are_durable(plugins, config)
         secrets = Secrets(config.secrets, warn=log.warning)
         stack.enter_context(struck_out(log, secrets))
         background = await stack.enter_async_context(open_background())
@@ -141,7 +144,7 @@ async def open_node(
             cache_dir=cache,
             run_dir=run_dir,
             spearlet=config,
-            report=artifacts.report,
+            report=lambda artifact, message: artifacts.report(artifact, message),
             ephemeral=ephemeral,
         )
         services = Services(plugins, settings, maker, background=background, log=log)
@@ -152,16 +155,23 @@ async def open_node(
         hostcalls = NodeHostcalls(
             services, plugins, tasks, log=log, secrets=secrets, objects=objects
         )
-        services.attach(
-            hostcalls,
-            NodeChannels(services, plugins, node_id=node_id, log=log),
+        services.attach(hostcalls, NodeChannels(services, plugins, node_id=node_id, log=log))
+        kept = await open_kept_state(services, paths, lasting=lasting, node_id=node_id, log=log)
+        if kept.node_id != node_id:
+            node_id = kept.node_id
+            services.identify(node_id)
+            services.attach(hostcalls, NodeChannels(services, plugins, node_id=node_id, log=log))
+        artifacts = ArtifactStore(
+            paths.artifacts,
+            warn=log.warning,
+            config=config.artifacts,
+            names=kept.names,
+            sweep=kept.complete,
         )
         journal = None
-        if not ephemeral and tasks_are_durable(plugins, config):
-            store = await services.metadata_store()
-            await check_format(store)
+        if kept.store is not None and durable:
             journal = await stack.enter_async_context(
-                open_journal(store, services.object_store, log)
+                open_journal(kept.store, services.object_store, log)
             )
         tracing = await stack.enter_async_context(open_tracing(plugins, services.tracer, log))
         executor = await stack.enter_async_context(

@@ -23,13 +23,12 @@ from pathlib import Path
 import attrs
 import trio
 
-from spear_core.api import Artifact, ErrorInfo, MetadataStore, Priority, TaskState
+from spear_core.api import Artifact, ErrorInfo, Priority, TaskState
 from spear_core.errors import (
     NodeRestartedError,
     ObjectNotFoundError,
     SpearError,
     StoreCorruptError,
-    StoreFormatError,
 )
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._executor import Executor
@@ -37,8 +36,6 @@ from spear_core.node._journal import TaskJournal
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._task_records import (
     BOOT,
-    FORMAT,
-    FORMAT_KEY,
     INPUTS,
     OBJECTS,
     OUTPUTS,
@@ -53,22 +50,7 @@ from spear_core.node._tasks import Task, TaskTable
 from spear_core.node._tracing import Tracing
 from spear_core.node._turns import Caller, Line, Turn, TurnState
 
-__all__ = ["Restorer", "check_format"]
-
-
-async def check_format(store: MetadataStore) -> None:
-    """Refuse what a newer node has written, and mark what is new as ours.
-
-    :raises StoreFormatError: nothing was changed.
-    """
-    found = await store.get(FORMAT_KEY)
-    if found is None:
-        await store.put(FORMAT_KEY, b"%d" % FORMAT)
-    elif not found.value.isdigit() or int(found.value) > FORMAT:
-        raise StoreFormatError(
-            f"the node's records have the format {found.value.decode(errors='replace')}, and this "
-            f"version of SPEAR knows {FORMAT} at most; start a newer one on this state directory"
-        )
+__all__ = ["Restorer"]
 
 
 @attrs.define(eq=False)

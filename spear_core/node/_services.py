@@ -154,6 +154,10 @@ class Services:
         self._hostcalls = hostcalls
         self._channels = channels
 
+    def identify(self, node_id: str) -> None:
+        """Who the node turned out to be, for the contexts to come."""
+        self._maker = attrs.evolve(self._maker, node_id=node_id)
+
     def context(self, plugin: str) -> PluginContext:
         """The context of one plugin."""
         assert self._hostcalls is not None
@@ -223,6 +227,11 @@ class Services:
         store = await self.open("object store", spec.name, owned.plugin_name, spec)
         assert isinstance(store, ObjectStore)
         return store
+
+    @property
+    def metadata_store_name(self) -> str:
+        """Which metadata store the node has. :raises ConfigError: there is none of that name."""
+        return chosen_metadata_store(self._plugins, self._settings.spearlet.stores).spec.name
 
     async def metadata_store(self) -> MetadataStore:
         """The node's metadata store. :raises ConfigError: ``stores.metadata`` names one that is

@@ -50,7 +50,7 @@ def tasks_are_durable(plugins: Plugins, config: SpearletConfig) -> bool:
         chosen_metadata_store(plugins, config.stores),
         chosen_object_store(plugins, config.stores),
     )
-    passing = [owned.spec.name for owned in chosen if not _lasts(owned.spec)]
+    passing = [owned.spec.name for owned in chosen if not lasts(owned.spec)]
     if passing and config.tasks.durable == "on":
         problem = (
             f"tasks.durable: tasks cannot be kept in the store {passing[0]!r}, which does not last "
@@ -63,10 +63,10 @@ def tasks_are_durable(plugins: Plugins, config: SpearletConfig) -> bool:
 def objects_last(plugins: Plugins, config: SpearletConfig) -> bool:
     """Whether the objects of a node outlive it. :raises ConfigError: the store it names is not
     there."""
-    return _lasts(chosen_object_store(plugins, config.stores).spec)
+    return lasts(chosen_object_store(plugins, config.stores).spec)
 
 
-def _lasts(spec: MetadataStoreSpec[Any] | ObjectStoreSpec[Any]) -> bool:
+def lasts(spec: MetadataStoreSpec[Any] | ObjectStoreSpec[Any]) -> bool:
     return Capability.DURABLE in spec.capabilities
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "BOOT",
     "FORMAT",
     "FORMAT_KEY",
+    "IDENTITY",
     "INLINE_BYTES",
     "INPUTS",
     "OBJECTS",
@@ -48,6 +49,7 @@ __all__ = [
 FORMAT = 1
 FORMAT_KEY = b"node/format"
 BOOT = b"node/boot"
+IDENTITY = b"node/identity"
 TASKS = b"tasks/"
 INPUTS = b"inputs/"
 OUTPUTS = b"outputs/"

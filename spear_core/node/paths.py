@@ -26,6 +26,7 @@ class StatePaths:
         self.lock = self.root / "node.lock"
         self.socket = self.root / "node.sock"
         self.node_id = self.root / "node.id"
+        self.store = self.root / "node.store"
         self.artifacts = self.root / "artifacts"
         self.logs = self.root / "logs"
         self.task_logs = self.logs / "tasks"
