@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from spear_core.api import Message, MessageFlag, MessageKind, NodeApi
+from spear_core.api import Message, MessageFlag, MessageKind, NodeApi, ObjectApi
 from spear_core.rpc._stream import WINDOW
 from spear_core.rpc.codec import encode_head
 from spear_core.rpc.framing import encode_header
@@ -42,3 +42,12 @@ def test_figures_are_the_codes() -> None:
     assert "of 256 KiB" in TEXT
     assert "262144 bytes" in TEXT
     assert SessionLimits().max_message == 64 << 20
+
+
+def test_every_method_of_a_nodes_objects_is_there() -> None:
+    table = TEXT.partition("## Between client and node")[2]
+    named = set(
+        re.findall(r"`objects\.([a-z_]+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.M)))
+    )
+    methods = {name for name, value in vars(ObjectApi).items() if callable(value)}
+    assert named == {name for name in methods if not name.startswith("_")} - {"get"}  # a read
