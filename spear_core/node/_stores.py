@@ -21,6 +21,7 @@ __all__ = [
     "AUTO",
     "chosen_metadata_store",
     "chosen_object_store",
+    "lasts",
     "objects_last",
     "tasks_are_durable",
 ]

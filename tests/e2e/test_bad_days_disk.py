@@ -46,7 +46,9 @@ def test_a_full_disk_for_logs(home: Any, mounts: str) -> None:
 
 
 def test_a_log_file_that_may_not_grow(home: Any) -> None:
-    chatter_on_a_full_disk(home, home.node(wrapper=SMALL_FILES), "File too large")
+    (home.folder / "off.toml").write_text('[stores]\nmetadata = "memory"\n')
+    node = home.node("--config", str(home.folder / "off.toml"), wrapper=SMALL_FILES)
+    chatter_on_a_full_disk(home, node, "File too large")
 
 
 def test_a_read_only_state_directory(home: Any, mounts: str) -> None:

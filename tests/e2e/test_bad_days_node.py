@@ -49,25 +49,53 @@ def test_the_next_node_recovers_the_socket_and_what_was_deployed(home: Any) -> N
     assert node.stop() == 0
 
 
-def test_tasks_that_were_lost_with_the_node_are_told_to_be_unknown(home: Any) -> None:
+def test_the_next_node_accounts_for_the_tasks_of_a_killed_one(home: Any) -> None:
     (home.folder / "one.toml").write_text("[execution]\nmax_concurrent_tasks = 1\n")
     node = home.node("--config", str(home.folder / "one.toml"))
     home.deploy_functions()
-    tasks = [
-        home.spear("invoke", "bad:nap", "--input", "60", "--async").out.strip() for _ in range(2)
-    ]
+
+    def submit(seconds: str, *more: str) -> str:
+        told = home.spear("invoke", "bad:nap", "--input", seconds, "--async", *more)
+        assert told.status == 0, told.err
+        task_id: str = told.out.strip()
+        return task_id
+
+    finished = submit("0.01")
+    assert home.spear("result", finished, "--wait").out == "slept 0.01"
+    running = submit("60")
+    queued = [submit("0.02"), submit("0.03", "--idempotency-key", "k")]
     node.running_instance()
-    assert sorted(task["state"] for task in node.listed("ps")) == ["pending", "running"]
     node.stop(signal.SIGKILL)
 
-    node = home.node()
+    node = home.node("--config", str(home.folder / "one.toml"))
+    told = home.spear("result", finished)
+    assert (told.status, told.out) == (0, "slept 0.01")
+    assert [home.spear("result", t, "--wait").out for t in queued] == ["slept 0.02", "slept 0.03"]
+    told = home.spear("result", running, "--wait")
+    assert (told.status, told.out) == (1, "")
+    assert "the node ended while task" in told.err
+    assert "idempotent" in told.err
+    assert "Traceback" not in told.err
+    assert submit("0.03", "--idempotency-key", "k") == queued[1]
+    assert {task["task_id"] for task in node.listed("ps")} == {finished, running, *queued}
+    assert "restarted" in home.spear("logs", queued[0]).out
+
+
+def test_without_a_store_that_lasts_tasks_are_told_to_be_unknown(home: Any) -> None:
+    (home.folder / "off.toml").write_text('[stores]\nmetadata = "memory"\n')
+    node = home.node("--config", str(home.folder / "off.toml"))
+    home.deploy_functions()
+    task_id = home.spear("invoke", "bad:nap", "--input", "60", "--async").out.strip()
+    node.running_instance()
+    node.stop(signal.SIGKILL)
+
+    node = home.node("--config", str(home.folder / "off.toml"))
     assert node.listed("ps") == []
-    for task_id in tasks:
-        told = home.spear("result", task_id)
-        assert (told.status, told.out) == (3, ""), "not found"
-        assert task_id in told.err
-        assert "no task" in told.err
-        assert "Traceback" not in told.err
+    told = home.spear("result", task_id)
+    assert (told.status, told.out) == (3, ""), "not found"
+    assert task_id in told.err
+    assert "no task" in told.err
+    assert "Traceback" not in told.err
 
 
 def test_sigterm_lets_running_work_finish_and_leaves_nothing(home: Any) -> None:
