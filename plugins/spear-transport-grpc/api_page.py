@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pb2
 
 PUBLIC = "spear/v1/"
 INTERNAL = {"spear/v1/channel.proto"}
-ORDER = ("function", "task", "artifact", "instance", "node", "log", "common")
+ORDER = ("function", "task", "artifact", "object", "instance", "node", "log", "common")
 INTRODUCTION = """\
 # The API
 

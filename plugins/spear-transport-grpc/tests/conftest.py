@@ -32,6 +32,7 @@ from spear_core.api import (
     NodeApi,
     NodeMetrics,
     NodeStatus,
+    ObjectApi,
     PluginInfo,
     RuntimeInfo,
     TaskInfo,
@@ -103,6 +104,8 @@ class EchoStream(InvokeStream):
 
 class TableNode(NodeApi):
     """Answers with something to recognise, and keeps what it was asked."""
+
+    objects: ObjectApi = None  # type: ignore[assignment]  # tests of objects set one
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any]] = []

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
 
 import trio
-from google.protobuf.message import DecodeError, Message
 
 from spear_core.api import (
     ArtifactDetails,
@@ -24,14 +22,16 @@ from spear_core.api import (
     NodeApi,
     NodeMetrics,
     NodeStatus,
+    ObjectApi,
     PluginInfo,
     TaskInfo,
 )
-from spear_core.errors import ProtocolError
-from spear_transport_grpc._bridge import ClientCall, ClientChannel, RpcError
-from spear_transport_grpc._client_stream import GrpcStream
+from spear_core.errors import SpearError
+from spear_transport_grpc._asking import Asking
+from spear_transport_grpc._bridge import ClientCall, ClientChannel
+from spear_transport_grpc._client_objects import GrpcObjects
+from spear_transport_grpc._client_stream import STREAM, GrpcStream
 from spear_transport_grpc._convert import converter
-from spear_transport_grpc._errors import status_to_error
 from spear_transport_grpc._protos.spear.v1 import (
     artifact_pb2,
     common_pb2,
@@ -45,7 +45,6 @@ from spear_transport_grpc._task import response_from_message, task_from_message
 
 __all__ = ["GrpcNode"]
 
-M = TypeVar("M", bound=Message)
 _CHUNK = 1 << 20
 _CANCEL_S = 15.0
 """How long leaving a stream waits for its task to end."""
@@ -58,23 +57,13 @@ class GrpcNode(NodeApi):
     """
 
     def __init__(self, channel: ClientChannel, where: str) -> None:
-        self._channel = channel
-        self._where = where
+        self._asking = Asking(channel, where)
+        self._ask = self._asking.ask
+        self._objects = GrpcObjects(self._asking)
 
-    async def _ask(self, method: str, request: Message, answer: type[M]) -> M:
-        try:
-            data = await self._channel.call(f"/spear.v1.{method}", request.SerializeToString())
-        except RpcError as error:
-            raise status_to_error(error, self._where) from error
-        return self._read(answer, data)
-
-    def _read(self, cls: type[M], data: bytes) -> M:
-        try:
-            return cls.FromString(data)
-        except DecodeError as error:
-            raise ProtocolError(
-                f"the answer of the node at {self._where} is not understood: {error}"
-            ) from error
+    @property
+    def objects(self) -> ObjectApi:
+        return self._objects
 
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
         message = converter(InvokeRequest).encode(request)
@@ -85,26 +74,19 @@ class GrpcNode(NodeApi):
 
     @asynccontextmanager
     async def stream(self, request: InvokeRequest) -> AsyncIterator[InvokeStream]:
-        method = "/spear.v1.FunctionService/StreamFunction"
-        try:
-            async with self._channel.open_call(method) as call:
-                stream = await self._open_stream(call, request)
-                try:
-                    yield stream
-                finally:
-                    if not stream.finished:
-                        await self._end_task(call, stream.task_id)
-        except RpcError as error:
-            raise status_to_error(error, self._where) from error
+        async with self._asking.open(STREAM) as call:
+            stream = await self._open_stream(call, request)
+            try:
+                yield stream
+            finally:
+                if not stream.finished:
+                    await self._end_task(call, stream.task_id)
 
     async def _open_stream(self, call: ClientCall, request: InvokeRequest) -> GrpcStream:
         opening = function_pb2.StreamFunctionRequest(open=converter(InvokeRequest).encode(request))
         await call.send(opening.SerializeToString())
-        data = await call.receive()
-        if data is None:
-            raise ProtocolError(f"the node at {self._where} did not open the stream")
-        answer = self._read(function_pb2.StreamFunctionResponse, data)
-        return GrpcStream(call, answer.opened.task_id, self._where)
+        answer = self._asking.read(function_pb2.StreamFunctionResponse, await call.receive())
+        return GrpcStream(call, answer.opened.task_id, self._asking)
 
     async def _end_task(self, call: ClientCall, task_id: str) -> None:
         """Nothing of the task may run when the block is over: cancel it and wait."""
@@ -113,10 +95,8 @@ class GrpcNode(NodeApi):
             request = task_pb2.CancelTaskRequest(
                 task_id=task_id, reason="the caller left the stream"
             )
-            with suppress(RpcError):  # it is over, or the node is gone
-                await self._channel.call(
-                    "/spear.v1.TaskService/CancelTask", request.SerializeToString()
-                )
+            with suppress(SpearError):  # it is over, or the node is gone
+                await self._ask("TaskService/CancelTask", request, common_pb2.Task)
 
     async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
         request = task_pb2.GetTaskRequest(task_id=task_id, wait=wait)
@@ -150,25 +130,18 @@ class GrpcNode(NodeApi):
         )
         if upload.reuse is not None:
             header.reuse = upload.reuse
-        method = "/spear.v1.ArtifactService/DeployArtifact"
         view = memoryview(upload.content)
-        try:
-            async with self._channel.open_call(method) as call:
-                await call.send(
-                    artifact_pb2.DeployArtifactRequest(header=header).SerializeToString()
+        async with self._asking.open("ArtifactService/DeployArtifact") as call:
+            first = artifact_pb2.DeployArtifactRequest(header=header)
+            await call.send(first.SerializeToString())
+            for start in range(0, len(view), _CHUNK):
+                chunk = artifact_pb2.DeployArtifactRequest(
+                    chunk=bytes(view[start : start + _CHUNK])
                 )
-                for start in range(0, len(view), _CHUNK):
-                    chunk = artifact_pb2.DeployArtifactRequest(
-                        chunk=bytes(view[start : start + _CHUNK])
-                    )
-                    await call.send(chunk.SerializeToString())
-                await call.send_eof()
-                data = await call.receive()
-        except RpcError as error:
-            raise status_to_error(error, self._where) from error
-        if data is None:
-            raise ProtocolError(f"the node at {self._where} did not answer a deployment")
-        return converter(ArtifactInfo).decode(self._read(artifact_pb2.Artifact, data))
+                await call.send(chunk.SerializeToString())
+            await call.send_eof()
+            answer = self._asking.read(artifact_pb2.Artifact, await call.receive())
+        return converter(ArtifactInfo).decode(answer)
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
         answer = await self._ask(

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import trio
-from google.protobuf.message import DecodeError
 
 from spear_core.api import MAX_CHUNK, InvokeResponse, InvokeStream
-from spear_core.errors import ChannelClosedError, ProtocolError, ResourceExhaustedError
+from spear_core.errors import ChannelClosedError, ResourceExhaustedError
+from spear_transport_grpc._asking import Asking
 from spear_transport_grpc._bridge import ClientCall, RpcError
-from spear_transport_grpc._errors import status_to_error
 from spear_transport_grpc._protos.spear.v1 import function_pb2
 from spear_transport_grpc._task import response_from_message
 
-__all__ = ["GrpcStream"]
+__all__ = ["STREAM", "GrpcStream"]
+
+STREAM = "FunctionService/StreamFunction"
 
 
 class GrpcStream(InvokeStream):
     """Chunks over one call of StreamFunction."""
 
-    def __init__(self, call: ClientCall, task_id: str, where: str) -> None:
+    def __init__(self, call: ClientCall, task_id: str, asking: Asking) -> None:
         self.task_id = task_id
         self._call = call
-        self._where = where
+        self._asking = asking
         self._response: InvokeResponse | None = None
         self._output_ended = False
         self._eof_sent = False
@@ -43,7 +44,7 @@ class GrpcStream(InvokeStream):
         try:
             await self._call.send(message.SerializeToString())
         except RpcError as error:
-            raise status_to_error(error, self._where) from error
+            raise self._asking.error(error, STREAM) from error
 
     async def send_eof(self) -> None:
         self._eof_sent = True
@@ -78,13 +79,8 @@ class GrpcStream(InvokeStream):
         try:
             data = await self._call.receive()
         except RpcError as error:
-            raise status_to_error(error, self._where) from error
-        if data is None:
-            raise ProtocolError(f"the node at {self._where} ended a stream without its result")
-        try:
-            message = function_pb2.StreamFunctionResponse.FromString(data)
-        except DecodeError as error:
-            raise ProtocolError(f"a piece of a stream is not understood: {error}") from error
+            raise self._asking.error(error, STREAM) from error
+        message = self._asking.read(function_pb2.StreamFunctionResponse, data)
         if message.HasField("finished"):
             self._response = response_from_message(message.finished)
             self._output_ended = True

@@ -30,6 +30,8 @@ _LONGEST_TEXT = 900
 once with every byte beyond ASCII as three."""
 _LONGEST_DETAILS = 3500
 _LONGEST_FACT = 600
+_NUMBERS = ("compacted", "current", "pid")
+"""What some errors know beside their message; each is metadata of its ErrorInfo."""
 _FIELD = re.compile(r"^([A-Za-z_][\w.\[\]-]*): (.+)$")
 
 
@@ -49,8 +51,8 @@ def error_to_status(error: SpearError) -> RpcError:
 def _details(error: SpearError) -> Iterator[Message]:
     """The details, the most useful first."""
     metadata = {"retryable": str(error.retryable).lower()}
-    for name in ("current", "pid"):
-        if getattr(error, name, None):
+    for name in _NUMBERS:
+        if getattr(error, name, None) is not None:
             metadata[name] = str(getattr(error, name))
     yield error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN, metadata=metadata)
     retry_after = getattr(error, "retry_after", None)
@@ -126,7 +128,7 @@ def _rebuilt(data: bytes) -> SpearError | None:
     )
     if retry_after is not None and hasattr(error, "retry_after"):
         error.retry_after = retry_after
-    for name in ("current", "pid"):
+    for name in _NUMBERS:
         if hasattr(error, name) and info.metadata.get(name, "").isdigit():
             setattr(error, name, int(info.metadata[name]))
     return error

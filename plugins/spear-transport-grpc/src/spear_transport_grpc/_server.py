@@ -14,6 +14,7 @@ from spear_transport_grpc._address import TcpAddress, UnixAddress, short_target
 from spear_transport_grpc._bridge import Port, open_server
 from spear_transport_grpc._config import DoorConfig
 from spear_transport_grpc._health import health_methods, reflection_methods
+from spear_transport_grpc._object_service import ObjectServices
 from spear_transport_grpc._services import NodeServices
 
 __all__ = ["open_door_server"]
@@ -54,9 +55,9 @@ async def open_door_server(
         max_artifact=context.plugin.spearlet_config.artifacts.max_bytes,
         certificates=bool(config.client_ca),
     )
-    methods = dict(services.methods())
-    names = {method.split("/")[1] for method in methods}
     leaving = trio.Event()
+    methods = {**services.methods(), **ObjectServices(context.node, leaving).methods()}
+    names = {method.split("/")[1] for method in methods}
     methods |= health_methods(names, leaving)
     methods |= reflection_methods(names, leaving)
     async with AsyncExitStack() as stack:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import trio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from spear_core.api import (
     ArtifactDetails,
@@ -26,10 +25,10 @@ from spear_core.api import (
     NodeStatus,
     PluginInfo,
 )
-from spear_core.errors import InvalidRequestError, SpearError
-from spear_transport_grpc._bridge import Method, RpcError, ServerCall, Streaming, Unary
+from spear_core.errors import InvalidRequestError
+from spear_transport_grpc._bridge import Method, ServerCall
 from spear_transport_grpc._convert import converter
-from spear_transport_grpc._errors import error_to_status
+from spear_transport_grpc._handlers import parsed, streaming, unary
 from spear_transport_grpc._identity import caller_of
 from spear_transport_grpc._protos.spear.v1 import (
     artifact_pb2,
@@ -42,25 +41,13 @@ from spear_transport_grpc._protos.spear.v1 import (
 from spear_transport_grpc._relay import relay
 from spear_transport_grpc._task import response_to_message, task_to_message
 
-__all__ = ["NodeServices", "parsed"]
+__all__ = ["NodeServices"]
 
-M = TypeVar("M", bound=Message)
-_log = logging.getLogger("spear.transport-grpc")
 _DEFAULT_LIMIT = 100
 _ROUNDING = 0.01
 """gRPC writes a timeout with two or three digits and rounds up."""
 _MARGIN_S = 0.05
 """A task ends this much before its call's deadline, so that the client still hears how."""
-
-
-def parsed(cls: type[M], data: bytes | None) -> M:
-    """A message of this class. **Raises** :exc:`InvalidRequestError` for anything else."""
-    if data is None:
-        raise InvalidRequestError(f"{cls.__name__} is missing: the call ended without it")
-    try:
-        return cls.FromString(data)
-    except DecodeError as error:
-        raise InvalidRequestError(f"this is no {cls.__name__}: {error}") from error
 
 
 class NodeServices:
@@ -81,7 +68,7 @@ class NodeServices:
 
     def methods(self) -> Mapping[str, Method]:
         """``/package.Service/Method`` → how it is done."""
-        unary: tuple[tuple[str, type[Message], Callable[..., Awaitable[Message]]], ...] = (
+        questions: tuple[tuple[str, type[Message], Callable[..., Awaitable[Message]]], ...] = (
             ("FunctionService/InvokeFunction", function_pb2.InvokeFunctionRequest, self._invoke),
             ("TaskService/GetTask", task_pb2.GetTaskRequest, self._get_task),
             ("TaskService/ListTasks", task_pb2.ListTasksRequest, self._list_tasks),
@@ -98,14 +85,14 @@ class NodeServices:
             ("NodeService/ListPlugins", node_pb2.ListPluginsRequest, self._plugins),
             ("LogService/ReadLog", log_pb2.ReadLogRequest, self._read_log),
         )
-        streaming = (
+        streams = (
             ("FunctionService/StreamFunction", self._stream),
             ("ArtifactService/DeployArtifact", self._deploy),
             ("LogService/FollowLog", self._follow_log),
         )
         return {
-            **{f"/spear.v1.{name}": _unary(cls, do) for name, cls, do in unary},
-            **{f"/spear.v1.{name}": _streaming(do) for name, do in streaming},
+            **{f"/spear.v1.{name}": unary(cls, do) for name, cls, do in questions},
+            **{f"/spear.v1.{name}": streaming(do) for name, do in streams},
         }
 
     # ---- functions
@@ -278,30 +265,3 @@ def _upload(header: artifact_pb2.DeployArtifactHeader, content: bytes) -> Artifa
         )
     except (ValueError, TypeError) as error:
         raise InvalidRequestError(f"settings: {error}") from error
-
-
-def _as_status(error: Exception) -> RpcError:
-    if isinstance(error, SpearError):
-        return error_to_status(error)
-    _log.error("a call failed", exc_info=error)
-    return error_to_status(SpearError(f"{type(error).__name__}: {error}"))
-
-
-def _unary(cls: type[Message], do: Callable[..., Awaitable[Message]]) -> Unary:
-    async def handle(data: bytes, call: ServerCall) -> bytes:
-        try:
-            return (await do(parsed(cls, data), call)).SerializeToString()
-        except Exception as error:  # barrier: one call
-            raise _as_status(error) from error
-
-    return Unary(handle)
-
-
-def _streaming(do: Callable[[ServerCall], Awaitable[None]]) -> Streaming:
-    async def handle(call: ServerCall) -> None:
-        try:
-            await do(call)
-        except Exception as error:  # barrier: one call
-            raise _as_status(error) from error
-
-    return Streaming(handle)

@@ -12,7 +12,16 @@ import pytest
 import trio
 
 from spear_core.testing import Resources
-from spear_transport_grpc._bridge import Port, RpcError, StatusCode, open_channel, open_server
+from spear_transport_grpc._bridge import (
+    Port,
+    RpcError,
+    Server,
+    ServerCall,
+    StatusCode,
+    Streaming,
+    open_channel,
+    open_server,
+)
 
 STREAMER = """
 import sys, trio
@@ -64,6 +73,35 @@ async def test_a_cancelled_server_stops_at_once(opened) -> None:
             await trio.sleep_forever()
     assert scope.cancelled_caught
     assert pair.seen.cancelled == 1
+
+
+@pytest.mark.parametrize("last", ["receive", "send"])
+async def test_a_handler_may_outlive_the_server(tmp_path, last: str) -> None:
+    """It waits for a thread, say, and goes on with its call when everything is over."""
+    began, over, ended = trio.Event(), trio.Event(), trio.Event()
+
+    async def slow(call: ServerCall) -> None:
+        with trio.CancelScope(shield=True):
+            began.set()
+            await over.wait()
+            with trio.move_on_after(0.01):
+                await (call.receive() if last == "receive" else call.offer(b"late"))
+        ended.set()
+
+    async def tell(server: Server) -> None:
+        await server._poller._over.wait()
+        over.set()
+
+    port = Port(address=f"unix:{tmp_path}/s")
+    async with (
+        trio.open_nursery() as nursery,
+        open_channel(port.address) as channel,
+        open_server((port,), {"/t/Slow": Streaming(slow)}, grace_s=0) as server,
+        channel.open_call("/t/Slow"),
+    ):
+        nursery.start_soon(tell, server)
+        await began.wait()
+    assert ended.is_set()
 
 
 @pytest.mark.parametrize("method", ["/t/SleepStream", "/t/Flood"])

@@ -12,9 +12,9 @@ import trio
 from spear_transport_grpc._bridge._core import NO_FLAGS, cygrpc
 from spear_transport_grpc._bridge._messages import Messages
 from spear_transport_grpc._bridge._poller import Event
-from spear_transport_grpc._bridge._status import Metadata, RpcError, StatusCode
+from spear_transport_grpc._bridge._status import ACCEPTED, Metadata, RpcError, StatusCode
 
-__all__ = ["ServerCall"]
+__all__ = ["Gate", "ServerCall"]
 
 _FOR_EVER = 1e12
 """Seconds since the epoch beyond which C-core means that there is no deadline."""
@@ -26,6 +26,18 @@ _LONGEST_DETAILS = 1024
 """Bytes of a status's text: clients refuse headers of over 8 KiB, and it may grow threefold."""
 
 
+class Gate:
+    """Whether operations may still be started on a server's calls.
+
+    C-core aborts the process when one is started after the shutdown of the queue that would tell
+    of its end, and a handler that cannot be cancelled at once, for it waits for a thread, outlives
+    that.
+    """
+
+    def __init__(self) -> None:
+        self.open = True
+
+
 class ServerCall:
     """What a handler sees of its call. Its cancel scope ends with the call's deadline, and when the
     client cancels or vanishes."""
@@ -33,12 +45,12 @@ class ServerCall:
     given_up: bool
     """The client has cancelled the call, or is gone."""
 
-    def __init__(self, event: Event) -> None:
+    def __init__(self, event: Event, gate: Gate) -> None:
         self._call = event.call
         self._metadata = event.invocation_metadata
         # not a method of ours: a call in a cycle of references stays in C-core until Python looks
         # for those, and C-core refuses new calls on a connection that has too many
-        self._start = functools.partial(_start, self._call)
+        self._start = functools.partial(_start, gate, self._call)
         self._messages = Messages(self._start)
         self._began = False
         self._end_seen = False
@@ -91,7 +103,7 @@ class ServerCall:
 
     async def offer(self, data: bytes) -> bool:
         """:meth:`send` for a task that is not the handler's; false when the call is over."""
-        first = () if self._began else (cygrpc.SendInitialMetadataOperation((), NO_FLAGS),)
+        first = () if self._began else (_accept(),)
         sent = await self._messages.send(data, first)
         self._began = self._began or sent
         return sent
@@ -100,7 +112,7 @@ class ServerCall:
         """Tell the client that the call is taken, before there is a message for it."""
         if not self._began:
             self._began = True
-            self._start((cygrpc.SendInitialMetadataOperation((), NO_FLAGS),), _nothing)
+            self._start((_accept(),), _nothing)
 
     async def finish(self, error: RpcError | None, answer: bytes | None = None) -> None:
         """End the call, with the only answer of a unary one."""
@@ -135,9 +147,15 @@ class ServerCall:
             self.scope.cancel()
 
 
-def _start(call: Any, operations: tuple[Any, ...], done: Callable[[Event], None]) -> bool:
+def _accept() -> Any:
+    return cygrpc.SendInitialMetadataOperation(ACCEPTED, NO_FLAGS)
+
+
+def _start(
+    gate: Gate, call: Any, operations: tuple[Any, ...], done: Callable[[Event], None]
+) -> bool:
     # an error code means that `done` is never called; C-core has none that could be helped
-    return not call.start_server_batch(operations, done)
+    return gate.open and not call.start_server_batch(operations, done)
 
 
 def _nothing(event: Event) -> None:

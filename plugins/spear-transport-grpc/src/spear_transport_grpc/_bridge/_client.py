@@ -13,7 +13,7 @@ import trio
 from spear_transport_grpc._bridge._core import NO_FLAGS, cygrpc
 from spear_transport_grpc._bridge._messages import Messages
 from spear_transport_grpc._bridge._poller import Event, Poller
-from spear_transport_grpc._bridge._status import Metadata, RpcError, StatusCode
+from spear_transport_grpc._bridge._status import ACCEPTED, Metadata, RpcError, StatusCode
 
 __all__ = ["ClientCall", "ClientChannel", "open_channel"]
 
@@ -39,7 +39,8 @@ class ClientCall:
         self._call: Any = None
         self._status: Any = None
         self._ended = trio.Event()
-        self._accepted = trio.Event()
+        self._answered = trio.Event()
+        self._accepted = False
         self._eof_sent = False
 
     def begin(self, method: str, metadata: Metadata) -> None:
@@ -50,7 +51,7 @@ class ClientCall:
         )
         head = (cygrpc.ReceiveInitialMetadataOperation(NO_FLAGS),)
         self._call = self._channel.start(
-            method, ((operations, self._on_status), (head, self._on_accepted))
+            method, ((operations, self._on_status), (head, self._on_answered))
         )
 
     @property
@@ -110,12 +111,15 @@ class ClientCall:
 
     async def wait_accepted(self) -> None:
         """Wait until the server has taken the call. **Raises** :exc:`RpcError` when it has not."""
-        await self._accepted.wait()
-        if self.ended:
+        await self._answered.wait()
+        if not self._accepted:
             await self.wait_status()
+            raise RpcError(StatusCode.CANCELLED, "the server has ended the call")
 
-    def _on_accepted(self, event: Event) -> None:
-        self._accepted.set()
+    def _on_answered(self, event: Event) -> None:
+        found = event.batch_operations[0].initial_metadata() or ()
+        self._accepted = any(key == ACCEPTED[0][0] for key, _ in found)
+        self._answered.set()
 
     def _on_status(self, event: Event) -> None:
         self._status = event.batch_operations[-1]

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from spear_transport_grpc._bridge._call import ServerCall
+from spear_transport_grpc._bridge._call import Gate, ServerCall
 from spear_transport_grpc._bridge._core import cygrpc
 from spear_transport_grpc._bridge._poller import Event, Poller
 from spear_transport_grpc._bridge._status import RpcError, StatusCode
@@ -77,6 +77,7 @@ class Server:
             look=lambda: self._queue.poll(0.0),
             crowded=lambda: self._live >= _CROWD,
         )
+        self._gate = Gate()
         self._live = 0
         self._stopping = False
         self._gone = trio.Event()
@@ -118,6 +119,7 @@ class Server:
                 if not self._gone.is_set():
                     self._server.cancel_all_calls()
                     await self._gone.wait()
+                self._gate.open = False
                 self._server.destroy()
                 self._queue.shutdown()
                 await self._poller.wait_over()
@@ -139,7 +141,7 @@ class Server:
         if not self._stopping:
             self._ask_for_call()
         method = self._methods.get(event.call_details.method)
-        self._nursery.start_soon(self._serve, ServerCall(event), method)
+        self._nursery.start_soon(self._serve, ServerCall(event, self._gate), method)
 
     async def _serve(self, call: ServerCall, method: Method | None) -> None:
         error: RpcError | None = _STOPPED

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["Metadata", "RpcError", "StatusCode"]
+__all__ = ["ACCEPTED", "Metadata", "RpcError", "StatusCode"]
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 """Pairs of key and value; the values of keys that end in ``-bin`` are bytes."""
+ACCEPTED: Metadata = (("spear-accepted", "1"),)
+"""Comes before the first message, of calls with any number of them. C-core shows a call that was
+refused as one whose metadata is empty."""
 
 
 class StatusCode(enum.IntEnum):

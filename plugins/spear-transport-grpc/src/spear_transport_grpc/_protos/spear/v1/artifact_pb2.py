@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from spear_transport_grpc._protos.spear.v1 import common_pb2 as spear_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x17spear/v1/artifact.proto\x12\x08spear.v1\x1a\x15spear/v1/common.proto\"\xd8\x01\n\x06Limits\x12\x19\n\x0cmemory_bytes\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x63pu_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nopen_files\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x16\n\tprocesses\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x19\n\x0coutput_bytes\x18\x05 \x01(\x03H\x04\x88\x01\x01\x42\x0f\n\r_memory_bytesB\x0e\n\x0c_cpu_secondsB\r\n\x0b_open_filesB\x0c\n\n_processesB\x0f\n\r_output_bytes\"Q\n\tResources\x12\x10\n\x03\x63pu\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x06\n\x04_cpuB\x0f\n\r_memory_bytes\"\xdd\x01\n\x0bRetryPolicy\x12\x15\n\x08\x61ttempts\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x11initial_backoff_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_backoff_s\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nmultiplier\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x13\n\x06jitter\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x0b\n\t_attemptsB\x14\n\x12_initial_backoff_sB\x10\n\x0e_max_backoff_sB\r\n\x0b_multiplierB\t\n\x07_jitter\"\xd0\x02\n\x0cPoolSettings\x12\x1a\n\rmin_instances\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rmax_instances\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x0fidle_timeout_ms\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12%\n\x18health_check_interval_ms\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12(\n\x1bmax_executions_per_instance\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x16\n\tselection\x18\x06 \x01(\tH\x05\x88\x01\x01\x42\x10\n\x0e_min_instancesB\x10\n\x0e_max_instancesB\x12\n\x10_idle_timeout_msB\x1b\n\x19_health_check_interval_msB\x1e\n\x1c_max_executions_per_instanceB\x0c\n\n_selection\"\x9a\x05\n\x10\x41rtifactSettings\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x30\n\x03\x65nv\x18\x02 \x03(\x0b\x32#.spear.v1.ArtifactSettings.EnvEntry\x12\x38\n\x07secrets\x18\x03 \x03(\x0b\x32\'.spear.v1.ArtifactSettings.SecretsEntry\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12 \n\x06limits\x18\x05 \x01(\x0b\x32\x10.spear.v1.Limits\x12&\n\tresources\x18\x06 \x01(\x0b\x32\x13.spear.v1.Resources\x12\x39\n\x12required_isolation\x18\x07 \x01(\x0e\x32\x18.spear.v1.IsolationLevelH\x00\x88\x01\x01\x12\x16\n\ttimeout_s\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nidempotent\x18\t \x01(\x08\x12$\n\x05retry\x18\n \x01(\x0b\x32\x15.spear.v1.RetryPolicy\x12\x1b\n\x0emax_concurrent\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x0b\x63oncurrency\x18\x0c \x01(\x05\x12\x0e\n\x06weight\x18\r \x01(\x01\x12$\n\x04pool\x18\x0e \x01(\x0b\x32\x16.spear.v1.PoolSettings\x12\x14\n\x0crequirements\x18\x0f \x03(\t\x12\x14\n\x0c\x64\x65pendencies\x18\x10 \x03(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x15\n\x13_required_isolationB\x0c\n\n_timeout_sB\x11\n\x0f_max_concurrent\"\xc5\x01\n\x14\x44\x65ployArtifactHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0e\n\x06\x62undle\x18\x04 \x01(\x08\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\x12\n\x05reuse\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\nexecutable\x18\x07 \x01(\x08\x12,\n\x08settings\x18\x08 \x01(\x0b\x32\x1a.spear.v1.ArtifactSettingsB\x08\n\x06_reuse\"e\n\x15\x44\x65ployArtifactRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.spear.v1.DeployArtifactHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xf5\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x01(\t\x12\x10\n\x08\x66ilename\x18\x07 \x01(\t\x12\r\n\x05\x65ntry\x18\x08 \x01(\t\x12\x12\n\ncreated_at\x18\t \x01(\x01\x12\x0e\n\x06in_use\x18\n \x01(\x05\x12&\n\x05state\x18\x0b \x01(\x0e\x32\x17.spear.v1.ArtifactState\x12\x0e\n\x06latest\x18\x0c \x01(\x08\x12\x0f\n\x07message\x18\r \x01(\t\"\x94\x01\n\x0f\x41rtifactDetails\x12 \n\x04info\x18\x01 \x01(\x0b\x32\x12.spear.v1.Artifact\x12,\n\x08settings\x18\x02 \x01(\x0b\x32\x1a.spear.v1.ArtifactSettings\x12\r\n\x05reuse\x18\x03 \x01(\x08\x12\x0e\n\x06\x62undle\x18\x04 \x01(\x08\x12\x12\n\ndependents\x18\x05 \x03(\t\"\x16\n\x14ListArtifactsRequest\">\n\x15ListArtifactsResponse\x12%\n\tartifacts\x18\x01 \x03(\x0b\x32\x12.spear.v1.Artifact\"!\n\x12GetArtifactRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"G\n\x15\x44\x65leteArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_version\")\n\x16\x44\x65leteArtifactResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\"1\n\x10SetLatestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\"X\n\x0fSetStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.spear.v1.ArtifactState*\xa1\x01\n\rArtifactState\x12\x1e\n\x1a\x41RTIFACT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RTIFACT_STATE_READY\x10\x01\x12\x1b\n\x17\x41RTIFACT_STATE_DISABLED\x10\x02\x12\x1b\n\x17\x41RTIFACT_STATE_DELETING\x10\x03\x12\x1c\n\x18\x41RTIFACT_STATE_PREPARING\x10\x04\x32\xc1\x03\n\x0f\x41rtifactService\x12G\n\x0e\x44\x65ployArtifact\x12\x1f.spear.v1.DeployArtifactRequest\x1a\x12.spear.v1.Artifact(\x01\x12P\n\rListArtifacts\x12\x1e.spear.v1.ListArtifactsRequest\x1a\x1f.spear.v1.ListArtifactsResponse\x12\x46\n\x0bGetArtifact\x12\x1c.spear.v1.GetArtifactRequest\x1a\x19.spear.v1.ArtifactDetails\x12S\n\x0e\x44\x65leteArtifact\x12\x1f.spear.v1.DeleteArtifactRequest\x1a .spear.v1.DeleteArtifactResponse\x12;\n\tSetLatest\x12\x1a.spear.v1.SetLatestRequest\x1a\x12.spear.v1.Artifact\x12\x39\n\x08SetState\x12\x19.spear.v1.SetStateRequest\x1a\x12.spear.v1.Artifactb\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x17spear/v1/artifact.proto\x12\x08spear.v1\x1a\x15spear/v1/common.proto\"\xd8\x01\n\x06Limits\x12\x19\n\x0cmemory_bytes\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x63pu_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nopen_files\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x16\n\tprocesses\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x19\n\x0coutput_bytes\x18\x05 \x01(\x03H\x04\x88\x01\x01\x42\x0f\n\r_memory_bytesB\x0e\n\x0c_cpu_secondsB\r\n\x0b_open_filesB\x0c\n\n_processesB\x0f\n\r_output_bytes\"Q\n\tResources\x12\x10\n\x03\x63pu\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x06\n\x04_cpuB\x0f\n\r_memory_bytes\"\xdd\x01\n\x0bRetryPolicy\x12\x15\n\x08\x61ttempts\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x11initial_backoff_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_backoff_s\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nmultiplier\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x13\n\x06jitter\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x0b\n\t_attemptsB\x14\n\x12_initial_backoff_sB\x10\n\x0e_max_backoff_sB\r\n\x0b_multiplierB\t\n\x07_jitter\"\xd0\x02\n\x0cPoolSettings\x12\x1a\n\rmin_instances\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rmax_instances\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x0fidle_timeout_ms\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12%\n\x18health_check_interval_ms\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12(\n\x1bmax_executions_per_instance\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x16\n\tselection\x18\x06 \x01(\tH\x05\x88\x01\x01\x42\x10\n\x0e_min_instancesB\x10\n\x0e_max_instancesB\x12\n\x10_idle_timeout_msB\x1b\n\x19_health_check_interval_msB\x1e\n\x1c_max_executions_per_instanceB\x0c\n\n_selection\"+\n\x0cObjectGrants\x12\x0c\n\x04read\x18\x01 \x03(\t\x12\r\n\x05write\x18\x02 \x03(\t\"\xc3\x05\n\x10\x41rtifactSettings\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x30\n\x03\x65nv\x18\x02 \x03(\x0b\x32#.spear.v1.ArtifactSettings.EnvEntry\x12\x38\n\x07secrets\x18\x03 \x03(\x0b\x32\'.spear.v1.ArtifactSettings.SecretsEntry\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12 \n\x06limits\x18\x05 \x01(\x0b\x32\x10.spear.v1.Limits\x12&\n\tresources\x18\x06 \x01(\x0b\x32\x13.spear.v1.Resources\x12\x39\n\x12required_isolation\x18\x07 \x01(\x0e\x32\x18.spear.v1.IsolationLevelH\x00\x88\x01\x01\x12\x16\n\ttimeout_s\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nidempotent\x18\t \x01(\x08\x12$\n\x05retry\x18\n \x01(\x0b\x32\x15.spear.v1.RetryPolicy\x12\x1b\n\x0emax_concurrent\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x0b\x63oncurrency\x18\x0c \x01(\x05\x12\x0e\n\x06weight\x18\r \x01(\x01\x12$\n\x04pool\x18\x0e \x01(\x0b\x32\x16.spear.v1.PoolSettings\x12\x14\n\x0crequirements\x18\x0f \x03(\t\x12\x14\n\x0c\x64\x65pendencies\x18\x10 \x03(\t\x12\'\n\x07objects\x18\x11 \x01(\x0b\x32\x16.spear.v1.ObjectGrants\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x15\n\x13_required_isolationB\x0c\n\n_timeout_sB\x11\n\x0f_max_concurrent\"\xc5\x01\n\x14\x44\x65ployArtifactHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0e\n\x06\x62undle\x18\x04 \x01(\x08\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\x12\n\x05reuse\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\nexecutable\x18\x07 \x01(\x08\x12,\n\x08settings\x18\x08 \x01(\x0b\x32\x1a.spear.v1.ArtifactSettingsB\x08\n\x06_reuse\"e\n\x15\x44\x65ployArtifactRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.spear.v1.DeployArtifactHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xf5\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x01(\t\x12\x10\n\x08\x66ilename\x18\x07 \x01(\t\x12\r\n\x05\x65ntry\x18\x08 \x01(\t\x12\x12\n\ncreated_at\x18\t \x01(\x01\x12\x0e\n\x06in_use\x18\n \x01(\x05\x12&\n\x05state\x18\x0b \x01(\x0e\x32\x17.spear.v1.ArtifactState\x12\x0e\n\x06latest\x18\x0c \x01(\x08\x12\x0f\n\x07message\x18\r \x01(\t\"\x94\x01\n\x0f\x41rtifactDetails\x12 \n\x04info\x18\x01 \x01(\x0b\x32\x12.spear.v1.Artifact\x12,\n\x08settings\x18\x02 \x01(\x0b\x32\x1a.spear.v1.ArtifactSettings\x12\r\n\x05reuse\x18\x03 \x01(\x08\x12\x0e\n\x06\x62undle\x18\x04 \x01(\x08\x12\x12\n\ndependents\x18\x05 \x03(\t\"\x16\n\x14ListArtifactsRequest\">\n\x15ListArtifactsResponse\x12%\n\tartifacts\x18\x01 \x03(\x0b\x32\x12.spear.v1.Artifact\"!\n\x12GetArtifactRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"G\n\x15\x44\x65leteArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_version\")\n\x16\x44\x65leteArtifactResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\"1\n\x10SetLatestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\"X\n\x0fSetStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.spear.v1.ArtifactState*\xa1\x01\n\rArtifactState\x12\x1e\n\x1a\x41RTIFACT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RTIFACT_STATE_READY\x10\x01\x12\x1b\n\x17\x41RTIFACT_STATE_DISABLED\x10\x02\x12\x1b\n\x17\x41RTIFACT_STATE_DELETING\x10\x03\x12\x1c\n\x18\x41RTIFACT_STATE_PREPARING\x10\x04\x32\xc1\x03\n\x0f\x41rtifactService\x12G\n\x0e\x44\x65ployArtifact\x12\x1f.spear.v1.DeployArtifactRequest\x1a\x12.spear.v1.Artifact(\x01\x12P\n\rListArtifacts\x12\x1e.spear.v1.ListArtifactsRequest\x1a\x1f.spear.v1.ListArtifactsResponse\x12\x46\n\x0bGetArtifact\x12\x1c.spear.v1.GetArtifactRequest\x1a\x19.spear.v1.ArtifactDetails\x12S\n\x0e\x44\x65leteArtifact\x12\x1f.spear.v1.DeleteArtifactRequest\x1a .spear.v1.DeleteArtifactResponse\x12;\n\tSetLatest\x12\x1a.spear.v1.SetLatestRequest\x1a\x12.spear.v1.Artifact\x12\x39\n\x08SetState\x12\x19.spear.v1.SetStateRequest\x1a\x12.spear.v1.Artifactb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -26,8 +26,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ARTIFACTSETTINGS_ENVENTRY']._serialized_options = b'8\001'
   _globals['_ARTIFACTSETTINGS_SECRETSENTRY']._options = None
   _globals['_ARTIFACTSETTINGS_SECRETSENTRY']._serialized_options = b'8\001'
-  _globals['_ARTIFACTSTATE']._serialized_start=2677
-  _globals['_ARTIFACTSTATE']._serialized_end=2838
+  _globals['_ARTIFACTSTATE']._serialized_start=2763
+  _globals['_ARTIFACTSTATE']._serialized_end=2924
   _globals['_LIMITS']._serialized_start=61
   _globals['_LIMITS']._serialized_end=277
   _globals['_RESOURCES']._serialized_start=279
@@ -36,34 +36,36 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_RETRYPOLICY']._serialized_end=584
   _globals['_POOLSETTINGS']._serialized_start=587
   _globals['_POOLSETTINGS']._serialized_end=923
-  _globals['_ARTIFACTSETTINGS']._serialized_start=926
-  _globals['_ARTIFACTSETTINGS']._serialized_end=1592
-  _globals['_ARTIFACTSETTINGS_ENVENTRY']._serialized_start=1446
-  _globals['_ARTIFACTSETTINGS_ENVENTRY']._serialized_end=1488
-  _globals['_ARTIFACTSETTINGS_SECRETSENTRY']._serialized_start=1490
-  _globals['_ARTIFACTSETTINGS_SECRETSENTRY']._serialized_end=1536
-  _globals['_DEPLOYARTIFACTHEADER']._serialized_start=1595
-  _globals['_DEPLOYARTIFACTHEADER']._serialized_end=1792
-  _globals['_DEPLOYARTIFACTREQUEST']._serialized_start=1794
-  _globals['_DEPLOYARTIFACTREQUEST']._serialized_end=1895
-  _globals['_ARTIFACT']._serialized_start=1898
-  _globals['_ARTIFACT']._serialized_end=2143
-  _globals['_ARTIFACTDETAILS']._serialized_start=2146
-  _globals['_ARTIFACTDETAILS']._serialized_end=2294
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=2296
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=2318
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=2320
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2382
-  _globals['_GETARTIFACTREQUEST']._serialized_start=2384
-  _globals['_GETARTIFACTREQUEST']._serialized_end=2417
-  _globals['_DELETEARTIFACTREQUEST']._serialized_start=2419
-  _globals['_DELETEARTIFACTREQUEST']._serialized_end=2490
-  _globals['_DELETEARTIFACTRESPONSE']._serialized_start=2492
-  _globals['_DELETEARTIFACTRESPONSE']._serialized_end=2533
-  _globals['_SETLATESTREQUEST']._serialized_start=2535
-  _globals['_SETLATESTREQUEST']._serialized_end=2584
-  _globals['_SETSTATEREQUEST']._serialized_start=2586
-  _globals['_SETSTATEREQUEST']._serialized_end=2674
-  _globals['_ARTIFACTSERVICE']._serialized_start=2841
-  _globals['_ARTIFACTSERVICE']._serialized_end=3290
+  _globals['_OBJECTGRANTS']._serialized_start=925
+  _globals['_OBJECTGRANTS']._serialized_end=968
+  _globals['_ARTIFACTSETTINGS']._serialized_start=971
+  _globals['_ARTIFACTSETTINGS']._serialized_end=1678
+  _globals['_ARTIFACTSETTINGS_ENVENTRY']._serialized_start=1532
+  _globals['_ARTIFACTSETTINGS_ENVENTRY']._serialized_end=1574
+  _globals['_ARTIFACTSETTINGS_SECRETSENTRY']._serialized_start=1576
+  _globals['_ARTIFACTSETTINGS_SECRETSENTRY']._serialized_end=1622
+  _globals['_DEPLOYARTIFACTHEADER']._serialized_start=1681
+  _globals['_DEPLOYARTIFACTHEADER']._serialized_end=1878
+  _globals['_DEPLOYARTIFACTREQUEST']._serialized_start=1880
+  _globals['_DEPLOYARTIFACTREQUEST']._serialized_end=1981
+  _globals['_ARTIFACT']._serialized_start=1984
+  _globals['_ARTIFACT']._serialized_end=2229
+  _globals['_ARTIFACTDETAILS']._serialized_start=2232
+  _globals['_ARTIFACTDETAILS']._serialized_end=2380
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=2382
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=2404
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=2406
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2468
+  _globals['_GETARTIFACTREQUEST']._serialized_start=2470
+  _globals['_GETARTIFACTREQUEST']._serialized_end=2503
+  _globals['_DELETEARTIFACTREQUEST']._serialized_start=2505
+  _globals['_DELETEARTIFACTREQUEST']._serialized_end=2576
+  _globals['_DELETEARTIFACTRESPONSE']._serialized_start=2578
+  _globals['_DELETEARTIFACTRESPONSE']._serialized_end=2619
+  _globals['_SETLATESTREQUEST']._serialized_start=2621
+  _globals['_SETLATESTREQUEST']._serialized_end=2670
+  _globals['_SETSTATEREQUEST']._serialized_start=2672
+  _globals['_SETSTATEREQUEST']._serialized_end=2760
+  _globals['_ARTIFACTSERVICE']._serialized_start=2927
+  _globals['_ARTIFACTSERVICE']._serialized_end=3376
 # @@protoc_insertion_point(module_scope)

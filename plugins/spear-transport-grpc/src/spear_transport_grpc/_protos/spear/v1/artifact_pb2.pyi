@@ -72,8 +72,16 @@ class PoolSettings(_message.Message):
     selection: str
     def __init__(self, min_instances: _Optional[int] = ..., max_instances: _Optional[int] = ..., idle_timeout_ms: _Optional[int] = ..., health_check_interval_ms: _Optional[int] = ..., max_executions_per_instance: _Optional[int] = ..., selection: _Optional[str] = ...) -> None: ...
 
+class ObjectGrants(_message.Message):
+    __slots__ = ("read", "write")
+    READ_FIELD_NUMBER: _ClassVar[int]
+    WRITE_FIELD_NUMBER: _ClassVar[int]
+    read: _containers.RepeatedScalarFieldContainer[str]
+    write: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, read: _Optional[_Iterable[str]] = ..., write: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ArtifactSettings(_message.Message):
-    __slots__ = ("entry", "env", "secrets", "args", "limits", "resources", "required_isolation", "timeout_s", "idempotent", "retry", "max_concurrent", "concurrency", "weight", "pool", "requirements", "dependencies")
+    __slots__ = ("entry", "env", "secrets", "args", "limits", "resources", "required_isolation", "timeout_s", "idempotent", "retry", "max_concurrent", "concurrency", "weight", "pool", "requirements", "dependencies", "objects")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +112,7 @@ class ArtifactSettings(_message.Message):
     POOL_FIELD_NUMBER: _ClassVar[int]
     REQUIREMENTS_FIELD_NUMBER: _ClassVar[int]
     DEPENDENCIES_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
     entry: str
     env: _containers.ScalarMap[str, str]
     secrets: _containers.ScalarMap[str, str]
@@ -120,7 +129,8 @@ class ArtifactSettings(_message.Message):
     pool: PoolSettings
     requirements: _containers.RepeatedScalarFieldContainer[str]
     dependencies: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, entry: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., args: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, _Any]]] = ..., resources: _Optional[_Union[Resources, _Mapping[str, _Any]]] = ..., required_isolation: _Optional[_Union[_common_pb2.IsolationLevel, str]] = ..., timeout_s: _Optional[float] = ..., idempotent: bool = ..., retry: _Optional[_Union[RetryPolicy, _Mapping[str, _Any]]] = ..., max_concurrent: _Optional[int] = ..., concurrency: _Optional[int] = ..., weight: _Optional[float] = ..., pool: _Optional[_Union[PoolSettings, _Mapping[str, _Any]]] = ..., requirements: _Optional[_Iterable[str]] = ..., dependencies: _Optional[_Iterable[str]] = ...) -> None: ...
+    objects: ObjectGrants
+    def __init__(self, entry: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., args: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, _Any]]] = ..., resources: _Optional[_Union[Resources, _Mapping[str, _Any]]] = ..., required_isolation: _Optional[_Union[_common_pb2.IsolationLevel, str]] = ..., timeout_s: _Optional[float] = ..., idempotent: bool = ..., retry: _Optional[_Union[RetryPolicy, _Mapping[str, _Any]]] = ..., max_concurrent: _Optional[int] = ..., concurrency: _Optional[int] = ..., weight: _Optional[float] = ..., pool: _Optional[_Union[PoolSettings, _Mapping[str, _Any]]] = ..., requirements: _Optional[_Iterable[str]] = ..., dependencies: _Optional[_Iterable[str]] = ..., objects: _Optional[_Union[ObjectGrants, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class DeployArtifactHeader(_message.Message):
     __slots__ = ("name", "filename", "size", "bundle", "runtime", "reuse", "executable", "settings")

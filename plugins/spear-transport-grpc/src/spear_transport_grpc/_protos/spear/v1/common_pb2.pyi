@@ -81,7 +81,7 @@ class Usage(_message.Message):
     def __init__(self, cpu_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., isolation: _Optional[_Union[IsolationLevel, str]] = ...) -> None: ...
 
 class ExecutionResult(_message.Message):
-    __slots__ = ("status", "output", "object_key", "error", "started_at", "completed_at", "execution_time_ms", "instance_id", "node_id", "attempt", "content_type", "queue_time_ms", "cold", "usage")
+    __slots__ = ("status", "output", "object_key", "error", "started_at", "completed_at", "execution_time_ms", "instance_id", "node_id", "attempt", "content_type", "queue_time_ms", "cold", "usage", "object_size")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     OBJECT_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,7 @@ class ExecutionResult(_message.Message):
     QUEUE_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     COLD_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_SIZE_FIELD_NUMBER: _ClassVar[int]
     status: TaskState
     output: bytes
     object_key: str
@@ -110,7 +111,8 @@ class ExecutionResult(_message.Message):
     queue_time_ms: float
     cold: bool
     usage: Usage
-    def __init__(self, status: _Optional[_Union[TaskState, str]] = ..., output: _Optional[bytes] = ..., object_key: _Optional[str] = ..., error: _Optional[_Union[Error, _Mapping[str, _Any]]] = ..., started_at: _Optional[float] = ..., completed_at: _Optional[float] = ..., execution_time_ms: _Optional[float] = ..., instance_id: _Optional[str] = ..., node_id: _Optional[str] = ..., attempt: _Optional[int] = ..., content_type: _Optional[str] = ..., queue_time_ms: _Optional[float] = ..., cold: bool = ..., usage: _Optional[_Union[Usage, _Mapping[str, _Any]]] = ...) -> None: ...
+    object_size: int
+    def __init__(self, status: _Optional[_Union[TaskState, str]] = ..., output: _Optional[bytes] = ..., object_key: _Optional[str] = ..., error: _Optional[_Union[Error, _Mapping[str, _Any]]] = ..., started_at: _Optional[float] = ..., completed_at: _Optional[float] = ..., execution_time_ms: _Optional[float] = ..., instance_id: _Optional[str] = ..., node_id: _Optional[str] = ..., attempt: _Optional[int] = ..., content_type: _Optional[str] = ..., queue_time_ms: _Optional[float] = ..., cold: bool = ..., usage: _Optional[_Union[Usage, _Mapping[str, _Any]]] = ..., object_size: _Optional[int] = ...) -> None: ...
 
 class Execution(_message.Message):
     __slots__ = ("execution_id", "attempt", "instance_id", "started_at", "completed_at", "error")

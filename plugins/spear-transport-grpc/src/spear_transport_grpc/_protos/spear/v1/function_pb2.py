@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from spear_transport_grpc._protos.spear.v1 import common_pb2 as spear_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x17spear/v1/function.proto\x12\x08spear.v1\x1a\x15spear/v1/common.proto\"\x94\x03\n\x15InvokeFunctionRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12%\n\x04mode\x18\x04 \x01(\x0e\x32\x17.spear.v1.ExecutionMode\x12\x16\n\ttimeout_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05trace\x18\x06 \x01(\t\x12$\n\x08priority\x18\x07 \x01(\x0e\x32\x12.spear.v1.Priority\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\t \x01(\t\x12=\n\x07\x63ontext\x18\n \x03(\x0b\x32,.spear.v1.InvokeFunctionRequest.ContextEntry\x12\x16\n\x0eparent_task_id\x18\x0b \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0c \x01(\x08\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_timeout_s\"\xe4\x01\n\x16InvokeFunctionResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x03 \x01(\t\x12\x0f\n\x07task_id\x18\x04 \x01(\t\x12)\n\x06result\x18\x05 \x01(\x0b\x32\x19.spear.v1.ExecutionResult\x12\x17\n\x0fstatus_endpoint\x18\x06 \x01(\t\x12\x1f\n\x17\x65stimated_completion_ms\x18\x07 \x01(\x03\x12\x1c\n\x04task\x18\x08 \x01(\x0b\x32\x0e.spear.v1.Task\"c\n\x15StreamFunctionRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x1f.spear.v1.InvokeFunctionRequestH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xc9\x01\n\x16StreamFunctionResponse\x12(\n\x06opened\x18\x01 \x01(\x0b\x32\x16.spear.v1.StreamOpenedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x34\n\rend_of_output\x18\x03 \x01(\x0b\x32\x1b.spear.v1.StreamEndOfOutputH\x00\x12\x34\n\x08\x66inished\x18\x04 \x01(\x0b\x32 .spear.v1.InvokeFunctionResponseH\x00\x42\t\n\x07message\"\x1f\n\x0cStreamOpened\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\x13\n\x11StreamEndOfOutput*}\n\rExecutionMode\x12\x1e\n\x1a\x45XECUTION_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45XECUTION_MODE_SYNC\x10\x01\x12\x18\n\x14\x45XECUTION_MODE_ASYNC\x10\x02\x12\x19\n\x15\x45XECUTION_MODE_STREAM\x10\x03\x32\xbf\x01\n\x0f\x46unctionService\x12S\n\x0eInvokeFunction\x12\x1f.spear.v1.InvokeFunctionRequest\x1a .spear.v1.InvokeFunctionResponse\x12W\n\x0eStreamFunction\x12\x1f.spear.v1.StreamFunctionRequest\x1a .spear.v1.StreamFunctionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x17spear/v1/function.proto\x12\x08spear.v1\x1a\x15spear/v1/common.proto\"\xaa\x03\n\x15InvokeFunctionRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12%\n\x04mode\x18\x04 \x01(\x0e\x32\x17.spear.v1.ExecutionMode\x12\x16\n\ttimeout_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05trace\x18\x06 \x01(\t\x12$\n\x08priority\x18\x07 \x01(\x0e\x32\x12.spear.v1.Priority\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\t \x01(\t\x12=\n\x07\x63ontext\x18\n \x03(\x0b\x32,.spear.v1.InvokeFunctionRequest.ContextEntry\x12\x16\n\x0eparent_task_id\x18\x0b \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0c \x01(\x08\x12\x14\n\x0cinput_object\x18\r \x01(\t\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_timeout_s\"\xe4\x01\n\x16InvokeFunctionResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x03 \x01(\t\x12\x0f\n\x07task_id\x18\x04 \x01(\t\x12)\n\x06result\x18\x05 \x01(\x0b\x32\x19.spear.v1.ExecutionResult\x12\x17\n\x0fstatus_endpoint\x18\x06 \x01(\t\x12\x1f\n\x17\x65stimated_completion_ms\x18\x07 \x01(\x03\x12\x1c\n\x04task\x18\x08 \x01(\x0b\x32\x0e.spear.v1.Task\"c\n\x15StreamFunctionRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x1f.spear.v1.InvokeFunctionRequestH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xc9\x01\n\x16StreamFunctionResponse\x12(\n\x06opened\x18\x01 \x01(\x0b\x32\x16.spear.v1.StreamOpenedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x34\n\rend_of_output\x18\x03 \x01(\x0b\x32\x1b.spear.v1.StreamEndOfOutputH\x00\x12\x34\n\x08\x66inished\x18\x04 \x01(\x0b\x32 .spear.v1.InvokeFunctionResponseH\x00\x42\t\n\x07message\"\x1f\n\x0cStreamOpened\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\x13\n\x11StreamEndOfOutput*}\n\rExecutionMode\x12\x1e\n\x1a\x45XECUTION_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45XECUTION_MODE_SYNC\x10\x01\x12\x18\n\x14\x45XECUTION_MODE_ASYNC\x10\x02\x12\x19\n\x15\x45XECUTION_MODE_STREAM\x10\x03\x32\xbf\x01\n\x0f\x46unctionService\x12S\n\x0eInvokeFunction\x12\x1f.spear.v1.InvokeFunctionRequest\x1a .spear.v1.InvokeFunctionResponse\x12W\n\x0eStreamFunction\x12\x1f.spear.v1.StreamFunctionRequest\x1a .spear.v1.StreamFunctionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,22 +24,22 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_INVOKEFUNCTIONREQUEST_CONTEXTENTRY']._options = None
   _globals['_INVOKEFUNCTIONREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
-  _globals['_EXECUTIONMODE']._serialized_start=1057
-  _globals['_EXECUTIONMODE']._serialized_end=1182
+  _globals['_EXECUTIONMODE']._serialized_start=1079
+  _globals['_EXECUTIONMODE']._serialized_end=1204
   _globals['_INVOKEFUNCTIONREQUEST']._serialized_start=61
-  _globals['_INVOKEFUNCTIONREQUEST']._serialized_end=465
-  _globals['_INVOKEFUNCTIONREQUEST_CONTEXTENTRY']._serialized_start=405
-  _globals['_INVOKEFUNCTIONREQUEST_CONTEXTENTRY']._serialized_end=451
-  _globals['_INVOKEFUNCTIONRESPONSE']._serialized_start=468
-  _globals['_INVOKEFUNCTIONRESPONSE']._serialized_end=696
-  _globals['_STREAMFUNCTIONREQUEST']._serialized_start=698
-  _globals['_STREAMFUNCTIONREQUEST']._serialized_end=797
-  _globals['_STREAMFUNCTIONRESPONSE']._serialized_start=800
-  _globals['_STREAMFUNCTIONRESPONSE']._serialized_end=1001
-  _globals['_STREAMOPENED']._serialized_start=1003
-  _globals['_STREAMOPENED']._serialized_end=1034
-  _globals['_STREAMENDOFOUTPUT']._serialized_start=1036
-  _globals['_STREAMENDOFOUTPUT']._serialized_end=1055
-  _globals['_FUNCTIONSERVICE']._serialized_start=1185
-  _globals['_FUNCTIONSERVICE']._serialized_end=1376
+  _globals['_INVOKEFUNCTIONREQUEST']._serialized_end=487
+  _globals['_INVOKEFUNCTIONREQUEST_CONTEXTENTRY']._serialized_start=427
+  _globals['_INVOKEFUNCTIONREQUEST_CONTEXTENTRY']._serialized_end=473
+  _globals['_INVOKEFUNCTIONRESPONSE']._serialized_start=490
+  _globals['_INVOKEFUNCTIONRESPONSE']._serialized_end=718
+  _globals['_STREAMFUNCTIONREQUEST']._serialized_start=720
+  _globals['_STREAMFUNCTIONREQUEST']._serialized_end=819
+  _globals['_STREAMFUNCTIONRESPONSE']._serialized_start=822
+  _globals['_STREAMFUNCTIONRESPONSE']._serialized_end=1023
+  _globals['_STREAMOPENED']._serialized_start=1025
+  _globals['_STREAMOPENED']._serialized_end=1056
+  _globals['_STREAMENDOFOUTPUT']._serialized_start=1058
+  _globals['_STREAMENDOFOUTPUT']._serialized_end=1077
+  _globals['_FUNCTIONSERVICE']._serialized_start=1207
+  _globals['_FUNCTIONSERVICE']._serialized_end=1398
 # @@protoc_insertion_point(module_scope)

@@ -19,7 +19,7 @@ EXECUTION_MODE_ASYNC: ExecutionMode
 EXECUTION_MODE_STREAM: ExecutionMode
 
 class InvokeFunctionRequest(_message.Message):
-    __slots__ = ("function", "payload", "content_type", "mode", "timeout_s", "trace", "priority", "idempotency_key", "caller", "context", "parent_task_id", "detached")
+    __slots__ = ("function", "payload", "content_type", "mode", "timeout_s", "trace", "priority", "idempotency_key", "caller", "context", "parent_task_id", "detached", "input_object")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class InvokeFunctionRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     PARENT_TASK_ID_FIELD_NUMBER: _ClassVar[int]
     DETACHED_FIELD_NUMBER: _ClassVar[int]
+    INPUT_OBJECT_FIELD_NUMBER: _ClassVar[int]
     function: str
     payload: bytes
     content_type: str
@@ -51,7 +52,8 @@ class InvokeFunctionRequest(_message.Message):
     context: _containers.ScalarMap[str, str]
     parent_task_id: str
     detached: bool
-    def __init__(self, function: _Optional[str] = ..., payload: _Optional[bytes] = ..., content_type: _Optional[str] = ..., mode: _Optional[_Union[ExecutionMode, str]] = ..., timeout_s: _Optional[float] = ..., trace: _Optional[str] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., idempotency_key: _Optional[str] = ..., caller: _Optional[str] = ..., context: _Optional[_Mapping[str, str]] = ..., parent_task_id: _Optional[str] = ..., detached: bool = ...) -> None: ...
+    input_object: str
+    def __init__(self, function: _Optional[str] = ..., payload: _Optional[bytes] = ..., content_type: _Optional[str] = ..., mode: _Optional[_Union[ExecutionMode, str]] = ..., timeout_s: _Optional[float] = ..., trace: _Optional[str] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., idempotency_key: _Optional[str] = ..., caller: _Optional[str] = ..., context: _Optional[_Mapping[str, str]] = ..., parent_task_id: _Optional[str] = ..., detached: bool = ..., input_object: _Optional[str] = ...) -> None: ...
 
 class InvokeFunctionResponse(_message.Message):
     __slots__ = ("success", "message", "execution_id", "task_id", "result", "status_endpoint", "estimated_completion_ms", "task")
