@@ -140,6 +140,11 @@ class Versions(Generic[T]):
 
     # ---- seeing
 
+    def kept(self) -> list[T]:
+        """Every old version that is kept."""
+        with self._lock:
+            return [old.item for old in self._old.values()]
+
     def find(self, key: str, version: int) -> T | None:
         """An old version that somebody keeps."""
         with self._lock:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import mmap
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from spear_core.errors import StoreCorruptError, StoreError
 from ._environment import disk_trouble
 
 __all__ = ["Blobs", "NewBlob"]
+
+_NAME = re.compile("[0-9a-f]{32}")
 
 _PIECE = 16 << 20
 """Bytes in one call: Linux writes at most 2 GiB."""
@@ -82,8 +85,11 @@ class Blobs:
     """
 
     def __init__(self, folder: Path, *, durable: bool) -> None:
-        self._folder = folder
+        self.folder = self._folder = folder
         self._durable = durable
+        self._young: set[str] = set()
+        self._holders = 0
+        self._held: list[str] = []
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as exc:
@@ -111,10 +117,17 @@ class Blobs:
 
     def begin(self) -> NewBlob:
         """A new file, to be written piece by piece."""
+        name = secrets.token_hex(16)
+        self._young.add(name)
         try:
-            return NewBlob(self, secrets.token_hex(16), durable=self._durable)
+            return NewBlob(self, name, durable=self._durable)
         except OSError as exc:
+            self._young.discard(name)
             raise disk_trouble(exc, self._folder) from exc
+
+    def settle(self, name: str) -> None:
+        """A record knows the new file from now on."""
+        self._young.discard(name)
 
     @contextmanager
     def _new(self) -> Iterator[NewBlob]:
@@ -143,8 +156,53 @@ class Blobs:
 
     def remove(self, name: str) -> None:
         """Remove a file. Whoever maps it goes on reading it."""
+        self._young.discard(name)
+        if self._holders:
+            self._held.append(name)
+            return
         with suppress(OSError):  # it is swept at the next start
             (self._folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Remove nothing before the block ends."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                held, self._held = self._held, []
+                for name in held:
+                    self.remove(name)
+
+    def names(self) -> list[str]:
+        """The files that look like ours."""
+        return [entry.name for entry in os.scandir(self._folder) if _NAME.fullmatch(entry.name)]
+
+    def in_use(self, name: str) -> bool:
+        """Whether it is being written, or will be removed in any case."""
+        return name in self._young or name in self._held
+
+    def check(self, name: str, stat: ObjectStat) -> None:
+        """**Raises** :exc:`~spear_core.errors.StoreCorruptError` when the file is missing, or not
+        of its size."""
+        try:
+            size = (self._folder / name).stat().st_size
+        except OSError as exc:
+            raise self._damaged(name, stat, "is missing") from exc
+        if size != stat.size:
+            raise self._damaged(name, stat, f"has {size} bytes instead of {stat.size}")
+
+    def pieces(self, name: str, stat: ObjectStat, size: int) -> Iterator[bytes]:
+        """What is in a file. Blocks. **Raises** likewise, and when it cannot be read."""
+        self.check(name, stat)
+        try:
+            with (self._folder / name).open("rb", buffering=0) as file:
+                while piece := file.read(size):
+                    yield piece
+        except OSError as exc:
+            raise self._damaged(name, stat, f"cannot be read ({exc})") from exc
 
     def sweep(self, known: Callable[[str], bool]) -> int:
         """Remove the files that no record knows, and say how many there were."""

@@ -139,7 +139,10 @@ class Environment:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._token = trio.lowlevel.current_trio_token()
+        self._still = threading.Lock()
+        """Held while another thread reads: the map must not move then."""
         self._closed = False
+        self._scans = trio.CapacityLimiter(1)
         self.reading: Callable[[], AbstractContextManager[Transaction]] = cast(Any, env.begin)
         """A picture of the last commit, in a block. Leave it before awaiting anything."""
         self.looking: Callable[[], AbstractContextManager[ViewTransaction]] = cast(
@@ -152,6 +155,11 @@ class Environment:
     def trouble(self, exc: BaseException) -> StoreError:
         """What to raise when LMDB cannot read or write."""
         return disk_trouble(exc, self._folder)
+
+    @property
+    def databases(self) -> Mapping[str, Any]:
+        """The handles, by name."""
+        return self._databases
 
     def __getitem__(self, name: str) -> Any:
         return self._databases[name]
@@ -181,6 +189,37 @@ class Environment:
 
         result: T = await trio.lowlevel.wait_task_rescheduled(abort)
         return result
+
+    async def scan(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work`` in a read transaction on a thread of its own: for what takes long.
+
+        The writer goes on meanwhile, as long as the map is large enough. **Cancellation**: waits
+        for it; ``work`` should look at :func:`trio.from_thread.check_cancelled` now and then.
+        """
+
+        def read() -> T:
+            with self._still:
+                try:
+                    with self._env.begin() as txn:
+                        return work(cast(Transaction, txn))
+                except lmdb.Error as exc:
+                    raise self.trouble(exc) from exc
+
+        return await trio.to_thread.run_sync(read, limiter=self._scans)
+
+    async def copy(self, directory: Path) -> None:
+        """Write the last commit to a directory that exists, on the disk itself."""
+
+        def write() -> None:
+            with self._still:
+                try:
+                    self._env.copy(str(directory), compact=True)
+                except (lmdb.Error, OSError) as exc:
+                    raise disk_trouble(exc, directory) from exc
+            with (directory / "data.mdb").open("rb") as file:
+                os.fsync(file.fileno())
+
+        await trio.to_thread.run_sync(write, limiter=self._scans)
 
     def serve(self) -> None:
         """The writer's thread: commit what comes, until :meth:`stop`."""
@@ -222,7 +261,8 @@ class Environment:
                 self.batches += 1
                 return results
             except lmdb.MapFullError:
-                trio.from_thread.run_sync(self._grow)
+                with self._still:
+                    trio.from_thread.run_sync(self._grow)
             except Exception as exc:  # barrier: one job, or the disk
                 if number < 0 or isinstance(exc, (lmdb.Error, OSError)):
                     return [outcome.Error(disk_trouble(exc, self._folder))] * len(batch)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import logging
 import struct
-import zlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,11 +27,13 @@ from spear_core.api import (
     MetadataChange,
     MetadataStore,
     PutKey,
+    StoreBackup,
+    StoreMaintenance,
+    StoreReport,
     TransactionResult,
 )
 from spear_core.errors import (
     LeaseNotFoundError,
-    StoreCorruptError,
     StoreError,
     StoreFullError,
 )
@@ -51,18 +52,11 @@ from spear_core.stores import (
 from ._config import LmdbMetadataConfig
 from ._environment import Environment, Transaction, open_environment
 from ._format1 import metadata_from_1
-from ._records import RESIDUE
+from ._metadata_maintenance import backup_metadata, check_metadata
+from ._metadata_records import NUMBER, PLACE, logged, record_of, value_of
 
 __all__ = ["LmdbMetadataStore", "open_metadata"]
 
-_RECORD = struct.Struct("<QQQQ")
-"""Create and mod revision, version, lease; the value follows, and a checksum of the key and all
-this."""
-
-_PLACE = struct.Struct(">QI")
-"""Revision, number within it: sorts as the log does."""
-
-_NUMBER = struct.Struct(">Q")
 _TTL = struct.Struct("<d")
 
 _PAGE_BYTES = 4 << 20
@@ -94,7 +88,7 @@ async def open_metadata(
             nursery.cancel_scope.cancel()
 
 
-class LmdbMetadataStore(MetadataStore):
+class LmdbMetadataStore(MetadataStore, StoreMaintenance):
     """Keys in an environment. Leases end only while :meth:`run` does."""
 
     def __init__(
@@ -109,7 +103,7 @@ class LmdbMetadataStore(MetadataStore):
         self._deadlines: Deadlines[int] = Deadlines()
         with environment.reading() as txn:
             for key, value in txn.cursor(db=environment["leases"]):
-                (lease_id,), (ttl,) = _NUMBER.unpack(key), _TTL.unpack(value)
+                (lease_id,), (ttl,) = NUMBER.unpack(key), _TTL.unpack(value)
                 self._granted(Lease(id=lease_id, ttl=ttl))
 
     async def run(self) -> None:
@@ -197,10 +191,10 @@ class LmdbMetadataStore(MetadataStore):
     def _at(self, txn: Transaction, key: bytes, revision: int) -> KeyValue | None:
         """The key as it was after a revision that is not compacted."""
         cursor = txn.cursor(db=self._environment["past"])
-        if cursor.set_range_dup(key, _PLACE.pack(revision + 1, 0)) and cursor.key() == key:
-            _, before = _logged(txn.get(cursor.value(), db=self._environment["log"]))
+        if cursor.set_range_dup(key, PLACE.pack(revision + 1, 0)) and cursor.key() == key:
+            _, before = logged(txn.get(cursor.value(), db=self._environment["log"]))
             return before
-        return _value(key, txn.get(key, db=self._environment["keys"]))
+        return value_of(key, txn.get(key, db=self._environment["keys"]))
 
     # ---- changing
 
@@ -211,7 +205,7 @@ class LmdbMetadataStore(MetadataStore):
 
         def work(txn: Transaction) -> TransactionResult:
             keys = self._environment["keys"]
-            current = tuple(_value(c.key, txn.get(c.key, db=keys)) for c in compares)
+            current = tuple(value_of(c.key, txn.get(c.key, db=keys)) for c in compares)
             held = all(map(compare_holds, compares, current))
             if held:
                 self._check_leases(txn, changes)
@@ -229,7 +223,7 @@ class LmdbMetadataStore(MetadataStore):
 
     def _check_lease(self, txn: Transaction, lease_id: int) -> None:
         known = 0 < lease_id < 1 << 64
-        if not known or txn.get(_NUMBER.pack(lease_id), db=self._environment["leases"]) is None:
+        if not known or txn.get(NUMBER.pack(lease_id), db=self._environment["leases"]) is None:
             raise _no_lease(lease_id)
 
     def _check_room(self, txn: Transaction, changes: Sequence[MetadataChange]) -> None:
@@ -250,7 +244,7 @@ class LmdbMetadataStore(MetadataStore):
         for change in sorted(changes, key=lambda change: change.key):
             key = bytes(change.key)
             raw = txn.get(key, db=self._environment["keys"])
-            before = _value(key, raw)
+            before = value_of(key, raw)
             if isinstance(change, PutKey):
                 used += self._write(txn, change, before, revision)
             elif before is None:
@@ -259,7 +253,7 @@ class LmdbMetadataStore(MetadataStore):
                 txn.delete(key, db=self._environment["keys"])
             if before is not None and before.lease:
                 self._unlease(txn, before, change)
-            place = _PLACE.pack(revision, number)
+            place = PLACE.pack(revision, number)
             txn.put(place, len(key).to_bytes(2, "big") + key + (raw or b""), append=True,
                     db=self._environment["log"])  # fmt: skip
             txn.put(key, place, db=self._environment["past"])
@@ -278,17 +272,23 @@ class LmdbMetadataStore(MetadataStore):
         created = before.create_revision if before else revision
         version = before.version + 1 if before else 1
         key = bytes(change.key)
-        record = _RECORD.pack(created, revision, version, change.lease) + change.value
-        checksum = zlib.crc32(record, zlib.crc32(key))
-        txn.put(key, record + checksum.to_bytes(4, "little"), db=self._environment["keys"])
+        item = KeyValue(
+            key=key,
+            value=change.value,
+            create_revision=created,
+            mod_revision=revision,
+            version=version,
+            lease=change.lease,
+        )
+        txn.put(key, record_of(item), db=self._environment["keys"])
         if change.lease:
-            txn.put(_NUMBER.pack(change.lease), key, db=self._environment["leased"])
+            txn.put(NUMBER.pack(change.lease), key, db=self._environment["leased"])
         return len(key) + len(change.value)
 
     def _unlease(self, txn: Transaction, before: KeyValue, change: MetadataChange) -> None:
         if not (isinstance(change, PutKey) and change.lease == before.lease):
             leased = self._environment["leased"]
-            txn.delete(_NUMBER.pack(before.lease), before.key, db=leased)
+            txn.delete(NUMBER.pack(before.lease), before.key, db=leased)
 
     # ---- history
 
@@ -316,12 +316,12 @@ class LmdbMetadataStore(MetadataStore):
             changes: list[KeyChange] = []
             revision = 0
             cursor = txn.cursor(db=self._environment["log"])
-            found = cursor.set_range(_PLACE.pack(place, 0))
+            found = cursor.set_range(PLACE.pack(place, 0))
             while found:
-                at, _ = _PLACE.unpack(cursor.key())
+                at, _ = PLACE.unpack(cursor.key())
                 if changes and at != revision:
                     break
-                key, _ = _logged(cursor.value())
+                key, _ = logged(cursor.value())
                 if key.startswith(prefix):
                     revision = at
                     changes.append(KeyChange(key=key, now=self._at(txn, key, at)))
@@ -345,10 +345,10 @@ class LmdbMetadataStore(MetadataStore):
         found = cursor.first()
         while found:
             place = cursor.key()
-            at, _ = _PLACE.unpack(place)
+            at, _ = PLACE.unpack(place)
             if at > revision:
                 break
-            key, before = _logged(cursor.value())
+            key, before = logged(cursor.value())
             size = len(before.value) + len(key) if before else 0
             txn.delete(key, place, db=self._environment["past"])
             if at < revision:
@@ -361,6 +361,16 @@ class LmdbMetadataStore(MetadataStore):
         self._set_number(txn, b"used", self._number(txn, b"used") - freed)
         self._set_number(txn, b"compacted", revision)
 
+    # ---- for operators
+
+    async def backup(self, directory: Path) -> StoreBackup:
+        await trio.lowlevel.checkpoint()
+        return await backup_metadata(self._environment, directory)
+
+    async def check(self, *, repair: bool = False) -> StoreReport:
+        await trio.lowlevel.checkpoint()
+        return await check_metadata(self._environment, repair=repair)
+
     # ---- leases
 
     async def grant_lease(self, ttl: float) -> Lease:
@@ -369,7 +379,7 @@ class LmdbMetadataStore(MetadataStore):
         def work(txn: Transaction) -> Lease:
             lease = Lease(id=self._number(txn, b"leases") + 1, ttl=ttl)
             self._set_number(txn, b"leases", lease.id)
-            txn.put(_NUMBER.pack(lease.id), _TTL.pack(ttl), db=self._environment["leases"])
+            txn.put(NUMBER.pack(lease.id), _TTL.pack(ttl), db=self._environment["leases"])
             return lease
 
         return await self._environment.write(work, self._granted)
@@ -391,7 +401,7 @@ class LmdbMetadataStore(MetadataStore):
     async def _end(self, lease_id: int) -> None:
         def work(txn: Transaction) -> None:
             self._check_lease(txn, lease_id)
-            name = _NUMBER.pack(lease_id)
+            name = NUMBER.pack(lease_id)
             cursor = txn.cursor(db=self._environment["leased"])
             keys = list(cursor.iternext_dup()) if cursor.set_key(name) else []
             txn.delete(name, db=self._environment["leases"])
@@ -403,33 +413,6 @@ class LmdbMetadataStore(MetadataStore):
         self._leases.pop(lease_id, None)
         self._deadlines.discard(lease_id)
         self._news.tell()
-
-
-def _value(key: bytes, raw: bytes | None) -> KeyValue | None:
-    if not raw:
-        return None
-    if zlib.crc32(raw, zlib.crc32(key)) != RESIDUE:
-        raise StoreCorruptError(
-            f"the record of metadata key {key!r} is damaged (its checksum differs); restore a "
-            f"backup"
-        )
-    created, modified, version, lease = _RECORD.unpack_from(raw)
-    return KeyValue(
-        key=key,
-        value=raw[_RECORD.size : -4],
-        create_revision=created,
-        mod_revision=modified,
-        version=version,
-        lease=lease,
-    )
-
-
-def _logged(raw: bytes | None) -> tuple[bytes, KeyValue | None]:
-    """The key of an entry in the log, and what it was before."""
-    assert raw is not None, "every entry of the past is in the log"
-    end = 2 + int.from_bytes(raw[:2], "big")
-    key = raw[2:end]
-    return key, _value(key, raw[end:])
 
 
 def _no_lease(lease_id: int) -> LeaseNotFoundError:

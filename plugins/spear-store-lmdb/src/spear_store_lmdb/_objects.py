@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import heapq
 import itertools
 import logging
 import os
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
+import attrs
 import lmdb
 import trio
 
@@ -33,6 +32,9 @@ from spear_core.api import (
     ObjectWriter,
     PutObject,
     SealedFile,
+    StoreBackup,
+    StoreMaintenance,
+    StoreReport,
     StoreUsage,
 )
 from spear_core.errors import ObjectNotFoundError, StoreError
@@ -41,7 +43,6 @@ from spear_core.stores import (
     HistoryChannel,
     News,
     Picture,
-    PieceWriter,
     Versions,
     check_holder,
     check_limit,
@@ -54,11 +55,20 @@ from spear_core.stores import (
     version_gone,
 )
 
-from ._blobs import Blobs, NewBlob
+from ._blobs import Blobs
 from ._config import LmdbObjectsConfig
 from ._environment import Environment, Transaction, ViewCursor, open_environment
 from ._format1 import objects_from_1
 from ._object_changes import DATABASES, Changes, Kept, Prepared, full
+from ._object_maintenance import (
+    backup_objects,
+    check_objects,
+    orphans,
+    remove_orphans,
+    repair_objects,
+)
+from ._object_snapshot import Snapshot, page_of
+from ._object_writer import Writer
 from ._records import Record, inline_value, unpack, value_of
 from ._references import References
 
@@ -104,7 +114,7 @@ async def open_objects(
             nursery.cancel_scope.cancel()
 
 
-class LmdbObjectStore(ObjectStore):
+class LmdbObjectStore(ObjectStore, StoreMaintenance):
     """Objects in an environment, with their large values in files.
 
     Times to live and silent holders count only while :meth:`collect_expired` and
@@ -116,12 +126,12 @@ class LmdbObjectStore(ObjectStore):
     ) -> None:
         self._environment = environment
         self._objects = environment["objects"]
-        self._blobs = blobs
-        self._config = config
+        self.blobs = blobs
+        self.config = config
         self._log = log
-        self._versions: Versions[Kept] = Versions(limit=config.snapshot_bytes, drop=self._drop)
-        self._reserved = 0
-        self._threads = trio.CapacityLimiter(4)
+        self.versions: Versions[Kept] = Versions(limit=config.snapshot_bytes, drop=self._drop)
+        self.reserved = 0
+        self.threads = trio.CapacityLimiter(4)
         self._references = References(environment)
         self._history: deque[ObjectChanges] = deque(maxlen=_HISTORY)
         self._news = News()
@@ -130,7 +140,8 @@ class LmdbObjectStore(ObjectStore):
         with environment.reading() as txn:
             self._revision = self._read_revision(txn)
             for holder, ttl in txn.cursor(db=environment["silent"]):
-                self._silent.set(holder.decode(), _TTL.unpack(ttl)[0])
+                if len(ttl) == _TTL.size:  # else a check tells
+                    self._silent.set(holder.decode(), _TTL.unpack(ttl)[0])
 
     @property
     def batches(self) -> int:
@@ -148,7 +159,7 @@ class LmdbObjectStore(ObjectStore):
                 except ValueError:
                     return True  # none of ours
 
-            if removed := self._blobs.sweep(is_known):
+            if removed := self.blobs.sweep(is_known):
                 self._log.info("removed %s files of objects that were never written", removed)
 
     # ---- values
@@ -166,15 +177,15 @@ class LmdbObjectStore(ObjectStore):
                 for operation in puts:
                     source = sealed[operation.key]
                     prepared[operation.key] = await self._prepare(operation, source)
-                stats = await self._apply(operations, prepared)
+                stats = await self.apply(operations, prepared)
                 done = True
                 return stats
             finally:
                 for new in prepared.values():
                     if new.blob and not done:
-                        self._blobs.remove(new.blob)
+                        self.blobs.remove(new.blob)
 
-    async def _apply(
+    async def apply(
         self,
         operations: Sequence[ObjectOperation],
         prepared: dict[str, Prepared],
@@ -182,28 +193,31 @@ class LmdbObjectStore(ObjectStore):
         room: int = 0,
     ) -> tuple[ObjectStat | None, ...]:
         """:param room: bytes that are reserved for just these values."""
-        limit = self._config.objects_bytes - self._reserved + room
-        return await self._change(lambda c: c.transact(operations, prepared, limit))
+        limit = self.config.objects_bytes - self.reserved + room
+        stats = await self._change(lambda c: c.transact(operations, prepared, limit))
+        for new in prepared.values():
+            self.blobs.settle(new.blob)
+        return stats
 
     async def _prepare(self, operation: PutObject, source: int | None) -> Prepared:
         given = operation.value
         if isinstance(given, SealedFile):
             size = given.size
-            if size > self._config.inline_bytes:
+            if size > self.config.inline_bytes:
                 assert source is not None
                 # a thread that cannot be stopped: when it is done, a cancelled caller is told
                 name, digest = await trio.to_thread.run_sync(
-                    lambda: self._blobs.copy(source, size, hashed=operation.hashed),
-                    limiter=self._threads,
+                    lambda: self.blobs.copy(source, size, hashed=operation.hashed),
+                    limiter=self.threads,
                 )
                 return Prepared(size=size, sha256=digest, blob=name)
             value = b"" if source is None else os.pread(source, size, 0)
         else:
             view = memoryview(given).cast("B")
-            if len(view) > self._config.inline_bytes:
+            if len(view) > self.config.inline_bytes:
                 name, digest = await trio.to_thread.run_sync(
-                    lambda: self._blobs.write(view, hashed=operation.hashed),
-                    limiter=self._threads,
+                    lambda: self.blobs.write(view, hashed=operation.hashed),
+                    limiter=self.threads,
                 )
                 return Prepared(size=len(view), sha256=digest, blob=name)
             value = bytes(view)
@@ -227,19 +241,19 @@ class LmdbObjectStore(ObjectStore):
         check_operations([operation])
         check_size(size)
         await trio.lowlevel.checkpoint()
-        writer = _Writer(self, operation, size)
+        writer = Writer(self, operation, size)
         try:
             yield writer
         finally:
             writer.close()
 
-    def _check_more(self, more: int, key: str) -> None:
+    def check_more(self, more: int, key: str) -> None:
         """Whether a value of so many bytes may take the place of what the key has."""
         with self._environment.reading() as txn:
-            used = int(txn.get(b"used", b"0", db=self._environment["meta"])) + self._reserved
+            used = int(txn.get(b"used", b"0", db=self._environment["meta"])) + self.reserved
             raw = txn.get(key.encode(), db=self._objects)
         less = unpack(key, raw).stat.size if raw is not None else 0
-        limit = self._config.objects_bytes
+        limit = self.config.objects_bytes
         if used - less + more > limit:
             raise full([key], more, limit=limit, used=used)
 
@@ -248,23 +262,23 @@ class LmdbObjectStore(ObjectStore):
         with self._environment.reading() as txn:
             used = int(txn.get(b"used", b"0", db=self._environment["meta"]))
             objects = txn.stat(self._objects)["entries"]
-        limit = self._config.objects_bytes
-        return StoreUsage(objects=objects, bytes=used + self._reserved, limit_bytes=limit)
+        limit = self.config.objects_bytes
+        return StoreUsage(objects=objects, bytes=used + self.reserved, limit_bytes=limit)
 
     @asynccontextmanager
     async def open(
         self, key: str, *, version: int | None = None
     ) -> AsyncGenerator[ObjectView, None]:
         await trio.lowlevel.checkpoint()
-        with self._shown(*self._find(key, version)) as view:
+        with self.shown(*self._find(key, version)) as view:
             yield view
 
     @contextmanager
-    def _shown(self, record: Record, raw: bytes) -> Iterator[ObjectView]:
+    def shown(self, record: Record, raw: bytes) -> Iterator[ObjectView]:
         stat = record.stat
-        with self._versions.viewing(stat.key, stat.version, (record, raw)):
+        with self.versions.viewing(stat.key, stat.version, (record, raw)):
             if record.blob:
-                with self._blobs.mapped(record.blob, stat) as view:
+                with self.blobs.mapped(record.blob, stat) as view:
                     yield view
                 return
             data = memoryview(value_of(record, raw))
@@ -280,29 +294,29 @@ class LmdbObjectStore(ObjectStore):
 
         def work(txn: Transaction) -> None:
             # between two writes, so that the next one knows of it; more than once, perhaps
-            opened.append(self._versions.open_picture(self._read_revision(txn)))
+            opened.append(self.versions.open_picture(self._read_revision(txn)))
 
         try:
             await self._environment.write(work)
-            yield _Snapshot(self, opened[-1])
+            yield Snapshot(self, opened[-1])
         finally:
             for picture in opened:
-                self._versions.close_picture(picture)
+                self.versions.close_picture(picture)
 
     async def get(self, key: str, *, version: int | None = None) -> tuple[ObjectStat, bytes]:
         await trio.lowlevel.checkpoint()
-        return await self._copied(*self._find(key, version))
+        return await self.copied(*self._find(key, version))
 
-    async def _copied(self, record: Record, raw: bytes) -> tuple[ObjectStat, bytes]:
+    async def copied(self, record: Record, raw: bytes) -> tuple[ObjectStat, bytes]:
         if not record.blob:
             return record.stat, value_of(record, raw)
-        with self._shown(record, raw) as view:
+        with self.shown(record, raw) as view:
             # the thread ends before the block does
-            value = await trio.to_thread.run_sync(bytes, view.data, limiter=self._threads)
+            value = await trio.to_thread.run_sync(bytes, view.data, limiter=self.threads)
         return record.stat, value
 
     def get_nowait(self, key: str) -> bytes:
-        value = inline_value(key.encode(), self._raw(key))
+        value = inline_value(key.encode(), self.raw(key))
         if value is None:
             raise trio.WouldBlock
         return value
@@ -316,11 +330,11 @@ class LmdbObjectStore(ObjectStore):
     ) -> ObjectPage:
         check_limit(limit)
         await trio.lowlevel.checkpoint()
-        with self._walking(prefix, after) as (walk, revision):
-            return _page((unpack(key, raw).stat for key, raw in walk), limit, revision)
+        with self.walking(prefix, after) as (walk, revision):
+            return page_of((unpack(key, raw).stat for key, raw in walk), limit, revision)
 
     @contextmanager
-    def _walking(
+    def walking(
         self, prefix: str, after: str | None
     ) -> Iterator[tuple[Iterator[tuple[str, memoryview]], int]]:
         """Keys and records, ascending, which lie in LMDB for as long as the block; and the
@@ -428,6 +442,52 @@ class LmdbObjectStore(ObjectStore):
                 self._log.error("silent holder %r cannot be released yet: %s", holder, exc)
                 self._silent.set(holder, _AGAIN)
 
+    # ---- for operators
+
+    async def backup(self, directory: Path) -> StoreBackup:
+        await trio.lowlevel.checkpoint()
+        return await backup_objects(self._environment, self.blobs, directory)
+
+    async def check(self, *, repair: bool = False) -> StoreReport:
+        await trio.lowlevel.checkpoint()
+        report, damaged = await check_objects(self._environment, self.blobs)
+        if repair and report.problems:
+            report = attrs.evolve(await self._repair(damaged), bytes=report.bytes)
+        strays = await self._strays()
+        if repair:
+            remove_orphans(self.blobs, strays)
+        return attrs.evolve(report, problems=report.problems + orphans(strays, repaired=repair))
+
+    async def _repair(self, damaged: Mapping[str, str]) -> StoreReport:
+        def work(txn: Transaction) -> tuple[StoreReport, ObjectChanges | None, int]:
+            report, removed = repair_objects(txn, self._environment, self.blobs, damaged)
+            return report, removed, self._read_revision(txn)
+
+        def after(result: tuple[StoreReport, ObjectChanges | None, int]) -> None:
+            _, removed, self._revision = result
+            if removed is not None:
+                self._tell(removed)
+
+        report, _, _ = await self._environment.write(work, after)
+        return report
+
+    async def _strays(self) -> Sequence[str]:
+        """Files that no record knows, and nobody writes or sees."""
+        names = await trio.to_thread.run_sync(self.blobs.names, limiter=self.threads)
+        known = self._environment["blobs"]
+        while True:
+            with self._environment.reading() as txn:
+                if self._read_revision(txn) == self._revision:  # and so what it ended is kept
+                    kept = {record.blob for record, _ in self.versions.kept()}
+                    return [
+                        name
+                        for name in names
+                        if txn.get(bytes.fromhex(name), db=known) is None
+                        and name not in kept
+                        and not self.blobs.in_use(name)
+                    ]
+            await trio.lowlevel.checkpoint()
+
     # ---- history
 
     @asynccontextmanager
@@ -457,7 +517,7 @@ class LmdbObjectStore(ObjectStore):
     def _read_revision(self, txn: Transaction) -> int:
         return int(txn.get(b"revision", b"0", db=self._environment["meta"]))
 
-    def _raw(self, key: str) -> bytes:
+    def raw(self, key: str) -> bytes:
         try:
             with self._environment.reading() as txn:
                 raw = txn.get(key.encode(), db=self._objects)
@@ -471,7 +531,7 @@ class LmdbObjectStore(ObjectStore):
         return raw
 
     def _read(self, key: str) -> tuple[Record, bytes]:
-        raw = self._raw(key)
+        raw = self.raw(key)
         return unpack(key, raw), raw
 
     def _find(self, key: str, version: int | None) -> Kept:
@@ -484,7 +544,7 @@ class LmdbObjectStore(ObjectStore):
             current = record.stat.version
             if current == version:
                 return record, raw
-        kept = self._versions.find(key, version)
+        kept = self.versions.find(key, version)
         if kept is None:
             raise version_gone(key, version, current)
         return kept
@@ -492,29 +552,32 @@ class LmdbObjectStore(ObjectStore):
     def _drop(self, kept: Kept) -> None:
         """Nobody can see that version any more."""
         if kept[0].blob:
-            self._blobs.remove(kept[0].blob)
+            self.blobs.remove(kept[0].blob)
 
     async def _change(self, what: Callable[[Changes], T]) -> T:
         """Do it in a transaction, then tell those who watch and remove what nobody needs."""
 
         def work(txn: Transaction) -> tuple[T, Changes, ObjectChanges | None]:
-            changes = Changes(self._environment, txn, self._versions)
+            changes = Changes(self._environment, txn, self.versions)
             result = what(changes)
             return result, changes, changes.finish()
 
         def after(result: tuple[T, Changes, ObjectChanges | None]) -> None:
             _, changes, done = result
             for ended in changes.ended:
-                ended.tell(self._versions.supersede)
+                ended.tell(self.versions.supersede)
             if done is not None:
-                self._revision = done.revision
-                self._history.append(done)
-                self._news.tell()
+                self._tell(done)
                 if any(change.now and change.now.expires_at for change in done.changes):
                     self._sooner.set()
 
         result, _, _ = await self._environment.write(work, after)
         return result
+
+    def _tell(self, done: ObjectChanges) -> None:
+        self._revision = done.revision
+        self._history.append(done)
+        self._news.tell()
 
 
 @contextmanager
@@ -529,127 +592,3 @@ def _held(value: object) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _page(found: Iterator[ObjectStat], limit: int, revision: int) -> ObjectPage:
-    objects = tuple(itertools.islice(found, limit))
-    more = next(found, None) is not None
-    return ObjectPage(
-        objects=objects, next_key=objects[-1].key if more else None, revision=revision
-    )
-
-
-class _Snapshot(ObjectSnapshot):
-    """Records that are newer than the picture are looked up among the old versions: what a commit
-    has changed is there before the commit is, so it is asked after LMDB."""
-
-    def __init__(self, store: LmdbObjectStore, picture: Picture) -> None:
-        self._store = store
-        self._picture = picture
-        self.revision = picture.revision
-
-    @asynccontextmanager
-    async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
-        await trio.lowlevel.checkpoint()
-        with self._store._shown(*self._find(key)) as view:
-            yield view
-
-    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
-        await trio.lowlevel.checkpoint()
-        return await self._store._copied(*self._find(key))
-
-    async def stat(self, key: str) -> ObjectStat:
-        await trio.lowlevel.checkpoint()
-        return self._find(key)[0].stat
-
-    async def list(
-        self, prefix: str = "", *, after: str | None = None, limit: int = 1000
-    ) -> ObjectPage:
-        check_limit(limit)
-        await trio.lowlevel.checkpoint()
-        self._picture.check()
-        with self._store._walking(prefix, after) as (walk, _):
-            old = self._store._versions.keys(prefix, after)
-            return _page(self._listed(walk, old), limit, self.revision)
-
-    def _listed(
-        self, now: Iterator[tuple[str, memoryview]], past: Iterator[str]
-    ) -> Iterator[ObjectStat]:
-        old = ((key, memoryview(b"")) for key in past)
-        # a key of both comes from LMDB first: the merge is stable
-        for key, entries in itertools.groupby(
-            heapq.merge(now, old, key=itemgetter(0)), key=itemgetter(0)
-        ):
-            raw = next(entries)[1]
-            if (record := self._unchanged(key, raw)) is not None:
-                yield record.stat
-            elif (kept := self._store._versions.at(key, self.revision)) is not None:
-                yield kept[0].stat
-
-    def _unchanged(self, key: str, raw: bytes | memoryview) -> Record | None:
-        """What is current, if it was so then."""
-        record = unpack(key, raw) if len(raw) else None
-        return record if record and record.stat.revision <= self.revision else None
-
-    def _find(self, key: str) -> Kept:
-        self._picture.check()
-        raw = b""
-        with suppress(ObjectNotFoundError):
-            raw = self._store._raw(key)
-        if (record := self._unchanged(key, raw)) is not None:
-            return record, raw
-        kept = self._store._versions.at(key, self.revision)
-        if kept is None:
-            raise ObjectNotFoundError(f"there was no object {key!r} at revision {self.revision}")
-        return kept
-
-
-class _Writer(PieceWriter):
-    """Writes into a file; a small value goes into the record."""
-
-    def __init__(self, store: LmdbObjectStore, operation: PutObject, size: int | None) -> None:
-        super().__init__(
-            size=size,
-            hashed=operation.hashed,
-            small=store._config.inline_bytes,
-            threads=store._threads,
-        )
-        self._store = store
-        self._operation = operation
-        self._room = 0
-        self._blob: NewBlob | None = None
-        if size is not None:
-            self._reserve(size)
-
-    def _dispose(self) -> None:
-        self._store._reserved -= self._room
-        self._room = 0
-        if self._blob is not None:
-            self._blob.discard()
-            self._blob = None
-
-    def _reserve(self, total: int) -> None:
-        more = total - self._room
-        if more > 0:
-            self._store._check_more(more, self._operation.key)
-            self._store._reserved += more
-            self._room += more
-
-    def _append(self, piece: memoryview) -> None:
-        if self._blob is None:
-            self._blob = self._store._blobs.begin()
-        self._blob.append(piece)
-
-    async def _publish(self, size: int, digest: str, small: bytes | None) -> ObjectStat:
-        if small is not None:
-            new = Prepared(size=size, sha256=digest, value=small)
-        else:
-            assert self._blob is not None, "what is not small was appended"
-            await trio.to_thread.run_sync(self._blob.finish, limiter=self._store._threads)
-            new = Prepared(size=size, sha256=digest, blob=self._blob.name)
-        (stat,) = await self._store._apply(
-            [self._operation], {self._operation.key: new}, room=self._room
-        )
-        self._blob = None
-        assert stat is not None
-        return stat

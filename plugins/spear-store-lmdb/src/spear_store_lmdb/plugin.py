@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from spear_core import hookimpl
@@ -21,6 +22,8 @@ from ._config import LmdbMetadataConfig, LmdbObjectsConfig
 __all__ = [
     "open_lmdb_metadata",
     "open_lmdb_objects",
+    "restore_lmdb_metadata",
+    "restore_lmdb_objects",
     "spear_metadata_stores",
     "spear_object_stores",
 ]
@@ -51,6 +54,20 @@ async def open_lmdb_metadata(
         yield store
 
 
+async def restore_lmdb_objects(context: PluginContext, backup: Path) -> None:
+    """Put a backup of objects into the plugin's state directory."""
+    from ._object_maintenance import restore_objects
+
+    await restore_objects(backup, context.state_dir / "objects")
+
+
+async def restore_lmdb_metadata(context: PluginContext, backup: Path) -> None:
+    """Put a backup of metadata into the plugin's state directory."""
+    from ._metadata_maintenance import restore_metadata
+
+    await restore_metadata(backup, context.state_dir / "metadata")
+
+
 @hookimpl
 def spear_object_stores() -> Iterable[ObjectStoreSpec[Any]]:
     """Declare the object store ``lmdb``."""
@@ -60,6 +77,7 @@ def spear_object_stores() -> Iterable[ObjectStoreSpec[Any]]:
         config_cls=LmdbObjectsConfig,
         priority=_PRIORITY,
         capabilities=_CAPABILITIES,
+        restore=restore_lmdb_objects,
     )
 
 
@@ -72,4 +90,5 @@ def spear_metadata_stores() -> Iterable[MetadataStoreSpec[Any]]:
         config_cls=LmdbMetadataConfig,
         priority=_PRIORITY,
         capabilities=_CAPABILITIES,
+        restore=restore_lmdb_metadata,
     )

@@ -1,0 +1,98 @@
+"""Snapshots of an object store."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, suppress
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import trio
+
+from spear_core.api import ObjectPage, ObjectSnapshot, ObjectStat, ObjectView
+from spear_core.errors import ObjectNotFoundError
+from spear_core.stores import Picture, check_limit
+
+from ._object_changes import Kept
+from ._records import Record, unpack
+
+if TYPE_CHECKING:
+    from ._objects import LmdbObjectStore
+
+__all__ = ["Snapshot", "page_of"]
+
+
+def page_of(found: Iterator[ObjectStat], limit: int, revision: int) -> ObjectPage:
+    """The first so many, and where to go on."""
+    objects = tuple(itertools.islice(found, limit))
+    more = next(found, None) is not None
+    return ObjectPage(
+        objects=objects, next_key=objects[-1].key if more else None, revision=revision
+    )
+
+
+class Snapshot(ObjectSnapshot):
+    """Records that are newer than the picture are looked up among the old versions: what a commit
+    has changed is there before the commit is, so it is asked after LMDB."""
+
+    def __init__(self, store: LmdbObjectStore, picture: Picture) -> None:
+        self._store = store
+        self._picture = picture
+        self.revision = picture.revision
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
+        await trio.lowlevel.checkpoint()
+        with self._store.shown(*self._find(key)) as view:
+            yield view
+
+    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
+        await trio.lowlevel.checkpoint()
+        return await self._store.copied(*self._find(key))
+
+    async def stat(self, key: str) -> ObjectStat:
+        await trio.lowlevel.checkpoint()
+        return self._find(key)[0].stat
+
+    async def list(
+        self, prefix: str = "", *, after: str | None = None, limit: int = 1000
+    ) -> ObjectPage:
+        check_limit(limit)
+        await trio.lowlevel.checkpoint()
+        self._picture.check()
+        with self._store.walking(prefix, after) as (walk, _):
+            old = self._store.versions.keys(prefix, after)
+            return page_of(self._listed(walk, old), limit, self.revision)
+
+    def _listed(
+        self, now: Iterator[tuple[str, memoryview]], past: Iterator[str]
+    ) -> Iterator[ObjectStat]:
+        old = ((key, memoryview(b"")) for key in past)
+        # a key of both comes from LMDB first: the merge is stable
+        for key, entries in itertools.groupby(
+            heapq.merge(now, old, key=itemgetter(0)), key=itemgetter(0)
+        ):
+            raw = next(entries)[1]
+            if (record := self._unchanged(key, raw)) is not None:
+                yield record.stat
+            elif (kept := self._store.versions.at(key, self.revision)) is not None:
+                yield kept[0].stat
+
+    def _unchanged(self, key: str, raw: bytes | memoryview) -> Record | None:
+        """What is current, if it was so then."""
+        record = unpack(key, raw) if len(raw) else None
+        return record if record and record.stat.revision <= self.revision else None
+
+    def _find(self, key: str) -> Kept:
+        self._picture.check()
+        raw = b""
+        with suppress(ObjectNotFoundError):
+            raw = self._store.raw(key)
+        if (record := self._unchanged(key, raw)) is not None:
+            return record, raw
+        kept = self._store.versions.at(key, self.revision)
+        if kept is None:
+            raise ObjectNotFoundError(f"there was no object {key!r} at revision {self.revision}")
+        return kept
