@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -16,21 +16,12 @@ import trio.testing
 
 from spear_core.api import Channel, LocalChannel, Message, MessageKind
 from spear_core.errors import ChannelBrokenError, ChannelClosedError
+from spear_core.testing._fd_contract import ChannelPair, FdContract
 from spear_core.testing._promise import promise
 
 __all__ = ["ChannelContract", "ChannelPair", "numbered"]
 
 _BLOCK = bytes(64 << 10)
-
-
-@attrs.frozen(kw_only=True)
-class ChannelPair:
-    """Both ends of a channel."""
-
-    near: Channel
-    """The end that connected."""
-    far: Channel
-    """The end that was accepted."""
 
 
 def _content(message: Message) -> tuple[int, int, int, bytes, bytes]:
@@ -42,7 +33,7 @@ def numbered(number: int, payload: bytes = b"") -> Message:
     return Message(kind=MessageKind.NOTICE, id=number, head=b"%d" % number, payload=payload)
 
 
-class ChannelContract(ABC):
+class ChannelContract(FdContract):
     """What every channel promises. A part of :class:`TransportContract`; for a channel without a
     transport, subclass it and say how to make one in :meth:`open_pair`."""
 

@@ -12,6 +12,7 @@ UNIX, TCP = plugin.spear_transports()
 class TestUnix(TransportContract):
     spec = UNIX
     too_big = MAX_FRAME
+    passes_fds = True
 
 
 class TestTcp(TransportContract):

@@ -8,6 +8,7 @@ without a bug and must pass everything.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from spear_core.api import (
     ChannelListener,
     ChannelStatistics,
     Message,
+    OwnedFd,
     PluginContext,
     Transport,
     TransportSpec,
@@ -60,6 +62,8 @@ class SoundChannel(Channel):
     """A channel within one process, without a bug."""
 
     pipe_cls: ClassVar[type[Pipe]] = Pipe
+    can_pass_fds = True
+    passes_fds = False
 
     def __init__(self, out: Pipe, into: Pipe) -> None:
         self._out = out
@@ -69,8 +73,12 @@ class SoundChannel(Channel):
         self._sent = [0, 0]
         self._received = [0, 0]
 
+    def pass_fds(self) -> None:
+        self.passes_fds = True
+
     async def send(self, message: Message) -> None:
         await trio.lowlevel.checkpoint()
+        self._check_fd(message)
         while True:
             if self._closed:
                 raise ChannelClosedError("closed")
@@ -79,9 +87,17 @@ class SoundChannel(Channel):
             if self._out.size() < self._out.limit:
                 break
             await self._out.changed.park()
-        self._put(attrs.evolve(message, payload=bytes(message.payload)))
+        fd = message.fd and self._copied(message.fd)
+        self._put(attrs.evolve(message, payload=bytes(message.payload), fd=fd))
         self._count(self._sent, message)
         self._out.changed.unpark_all()
+
+    def _check_fd(self, message: Message) -> None:
+        if message.fd is not None and not self.passes_fds:
+            raise ValueError("not agreed on")
+
+    def _copied(self, fd: OwnedFd) -> OwnedFd:
+        return OwnedFd(os.dup(fd.fileno()))
 
     def _put(self, message: Message) -> None:
         self._out.messages.append(message)
@@ -118,6 +134,7 @@ class SoundChannel(Channel):
         self._closed = True
         self._out.ended = True
         self._into.dropped = True
+        self._into.messages = deque(attrs.evolve(m, fd=None) for m in self._into.messages)
         self._out.changed.unpark_all()
         self._into.changed.unpark_all()
         await trio.lowlevel.checkpoint()
@@ -213,10 +230,12 @@ def with_channel(cls: type[SoundChannel]) -> TransportSpec[NoConfig]:
 class TestSoundTransport(TransportContract):
     spec = transport_spec(SoundTransport)
     patience = 5.0
+    passes_fds = True
 
 
 class TransportMutant(TransportContract):
     patience = 0.7
+    passes_fds = True
 
 
 class TestReorders(TransportMutant):
@@ -722,5 +741,116 @@ class TestLosesPartlyReadMessages(TransportMutant):
                 if self._into.messages and self._steps % 3 == 0:
                     self._into.messages.popleft()
                 raise
+
+    spec = with_channel(Planted)
+
+
+class TestDropsFds(TransportMutant):
+    """A channel that says nothing of file descriptors and drops them."""
+
+    caught_by = "test_says_whether_fds_can_pass"
+    passes_fds = False
+
+    class Planted(SoundChannel):
+        can_pass_fds = False
+
+        def pass_fds(self) -> None:
+            raise ValueError("no file descriptors here")
+
+        def _check_fd(self, message: Message) -> None:
+            pass
+
+        def _put(self, message: Message) -> None:
+            super()._put(attrs.evolve(message, fd=None))
+
+    spec = with_channel(Planted)
+
+
+class TestPassesFdsUnasked(TransportMutant):
+    """A channel that passes file descriptors before anybody has agreed on it."""
+
+    caught_by = "test_says_whether_fds_can_pass"
+
+    class Planted(SoundChannel):
+        def _check_fd(self, message: Message) -> None:
+            pass
+
+    spec = with_channel(Planted)
+
+
+class TestGivesFdsToTheNext(TransportMutant):
+    """A channel that gives a file descriptor to the message after the one it came with."""
+
+    caught_by = "test_fd_arrives_with_its_message"
+
+    class Planted(SoundChannel):
+        _come: OwnedFd | None = None
+
+        def _put(self, message: Message) -> None:
+            fd, self._come = self._come, message.fd
+            super()._put(attrs.evolve(message, fd=fd))
+
+    spec = with_channel(Planted)
+
+
+class TestSharesTheFd(TransportMutant):
+    """A channel that gives the receiver the sender's own file descriptor."""
+
+    caught_by = "test_fd_is_the_receivers_own"
+
+    class Planted(SoundChannel):
+        def _copied(self, fd: OwnedFd) -> OwnedFd:
+            return fd
+
+    spec = with_channel(Planted)
+
+
+class TestTakesTheSendersFd(TransportMutant):
+    """A channel that closes the file descriptor it was given to send."""
+
+    caught_by = "test_fd_is_the_receivers_own"
+
+    class Planted(SoundChannel):
+        def _copied(self, fd: OwnedFd) -> OwnedFd:
+            copied = super()._copied(fd)
+            fd.close()
+            return copied
+
+    spec = with_channel(Planted)
+
+
+class TestSendsTheFdAhead(TransportMutant):
+    """A channel that sends a file descriptor before it waits for room for its message."""
+
+    caught_by = "test_cancelled_send_of_an_fd_is_whole_or_nothing"
+
+    class Planted(SoundChannel):
+        async def send(self, message: Message) -> None:
+            if message.fd is not None:
+                self._check_fd(message)
+                ahead = self._out.__dict__.setdefault("ahead", deque())
+                ahead.append(self._copied(message.fd))
+            await super().send(attrs.evolve(message, flags=message.fd is not None, fd=None))
+
+        async def receive(self) -> Message:
+            message = await super().receive()
+            if not message.flags:
+                return message
+            return attrs.evolve(message, flags=0, fd=self._into.__dict__["ahead"].popleft())
+
+    spec = with_channel(Planted)
+
+
+class TestLeaksUnreadFds(TransportMutant):
+    """A channel that keeps the file descriptors of messages that nobody received."""
+
+    caught_by = "test_fds_are_not_leaked"
+
+    class Planted(SoundChannel):
+        kept: ClassVar[list[OwnedFd]] = []
+
+        async def aclose(self) -> None:
+            self.kept += [m.fd for m in self._into.messages if m.fd is not None]
+            await super().aclose()
 
     spec = with_channel(Planted)
