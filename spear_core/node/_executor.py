@@ -247,11 +247,14 @@ class Executor:
             with scope:
                 await self._attempts(task)
         finally:
-            if not task.state.is_final:
-                if task.cancel_reason is None and not scope.cancelled_caught:
-                    task.cancel_reason = "its caller went away"
-                self._results.finish_stopped(task)
-            self._end(task)
+            if task.postponing and not task.state.is_final:
+                self._postpone(task)
+            else:
+                if not task.state.is_final:
+                    if task.cancel_reason is None and not scope.cancelled_caught:
+                        task.cancel_reason = "its caller went away"
+                    self._results.finish_stopped(task)
+                self._end(task)
             working_on.reset(token)
 
     async def _attempts(self, task: Task) -> None:
@@ -423,17 +426,54 @@ class Executor:
         await self.deployments.undeploy(artifact)
 
     async def drain(self, grace_s: float) -> None:
-        """Wait for what runs, at most ``grace_s`` seconds; then cancel it and wait for its end."""
+        """Wait for what runs, at most ``grace_s`` seconds; then cancel it and wait for its end.
+
+        What is on disk and can as well go on when the node is started again is not cancelled but
+        postponed: what waits, at once; what may run twice, after the grace.
+        """
+        self._postpone_records()
         with trio.move_on_after(grace_s):
             for task in list(self._tasks.unfinished()):
                 await task.wait_final()
         left = list(self._tasks.unfinished())
         if left:
-            self._log.warning("cancelling %d tasks after a grace of %g s", len(left), grace_s)
+            self._log.warning("ending %d tasks after a grace of %g s", len(left), grace_s)
         for task in left:
-            task.cancel("the node is shutting down")
+            if task.scope is not None and self._may_postpone(task):
+                task.postponing = True
+                task.scope.cancel()
+            else:
+                task.cancel("the node is shutting down")
         for task in left:
             await task.wait_final()
+
+    def _postpone_records(self) -> None:
+        count = 0
+        for task in list(self._tasks.unfinished()):
+            if task.is_record and self._may_postpone(task):
+                self._deadlines.discard()
+                task.withdraw = None
+                self._postpone(task)
+                count += 1
+        if count:
+            self._log.info("%d tasks wait on disk until the node is started again", count)
+
+    def _may_postpone(self, task: Task) -> bool:
+        """Whether nobody waits for the task who ends with this node, and it can run again."""
+        if task.record is None or task.record.attached or task.cancel_reason is not None:
+            return False
+        if task.parent_task_id and not task.detached:
+            return False
+        return task.state is not TaskState.RUNNING or task.artifact.idempotent
+
+    def _postpone(self, task: Task) -> None:
+        """Nothing of a task runs any more: it goes on when the node is started again."""
+        assert task.record is not None
+        task.record.postponed()
+        task.log.close()
+        self.slots.done(task.turn)
+        self._artifacts.unuse(task.artifact)
+        task.postpone()
 
     async def watch_deadlines(self) -> None:
         """Expire tasks that wait as records, for ever."""

@@ -167,6 +167,10 @@ class TaskEntry:
         """An attempt has failed and another follows."""
         self._submit([self._state()])
 
+    def postponed(self) -> None:
+        """Nothing of the task runs any more, and it is for the node's next start to go on."""
+        self._submit([self._state()])
+
     def ended(self) -> None:
         """The task is final. :meth:`settled` waits until that is on disk."""
         result = self._task.result

@@ -218,6 +218,10 @@ class LocalNode(NodeApi):
         await task.wait_final()
         if task.record is not None:
             await task.record.settled()
+        if task.postponed:
+            raise NodeStoppingError(
+                f"the node is shutting down; task {task.id} goes on when it is started again"
+            )
 
     def _accept(self, request: InvokeRequest, *, attached: bool = True) -> Task:
         """Check a request, reserve a place and make the task; the executor has to run it now.
@@ -304,8 +308,8 @@ class LocalNode(NodeApi):
     async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
         task = self._tasks.get(task_id)
         if wait:
-            await task.wait_final()
-        if task.record is not None and task.state.is_final:
+            await self._final(task)
+        elif task.record is not None and task.state.is_final:
             await task.record.settled()
         return task.info()
 

@@ -14,7 +14,13 @@ import attrs
 import trio
 
 from spear_core.api import MetadataChange, MetadataStore
-from spear_core.errors import CompactedError, InvalidRequestError, SpearError, StoreError
+from spear_core.errors import (
+    CompactedError,
+    InvalidRequestError,
+    SpearError,
+    StoreError,
+    StoreFullError,
+)
 from spear_core.node._failures import as_spear_error
 from spear_core.stores import MAX_CHANGES
 
@@ -87,7 +93,10 @@ class StoreWriter:
         self._news = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
+        self._revision = 0
+        """The last that is known."""
         self._compacted: int | None = None
+        """When it was, last."""
 
     @property
     def trouble(self) -> int:
@@ -156,7 +165,11 @@ class StoreWriter:
     async def _transact(self, writes: Sequence[Write]) -> None:
         changes = [change for write in writes for change in write.changes.values()]
         try:
-            revision = (await self._store.transact(changes)).revision
+            try:
+                result = await self._store.transact(changes)
+            except StoreFullError:
+                await self._make_room()
+                result = await self._store.transact(changes)
         except Exception as raised:  # barrier: the store
             error = as_spear_error(raised, "the metadata store", self._log)
             if isinstance(error, InvalidRequestError) and len(writes) > 1:
@@ -166,9 +179,13 @@ class StoreWriter:
             for write in writes:
                 self._failed(write, error)
             return
+        self._revision = max(self._revision, result.revision)
         for write in writes:
             write.tell(None)
-        await self._compact(revision)
+        if self._compacted is None:
+            self._compacted = self._revision
+        elif self._revision - self._compacted >= _COMPACT_EVERY:
+            await self._compact(self._revision - _HISTORY)
 
     def _failed(self, write: Write, error: SpearError) -> None:
         if write.keep and not isinstance(error, InvalidRequestError):
@@ -201,14 +218,15 @@ class StoreWriter:
         if not self._stuck:
             self._log.info("what becomes of tasks is written down again")
 
+    async def _make_room(self) -> None:
+        """Forget all of the past, if there is any that this node knows of."""
+        if self._revision:
+            await self._compact(self._revision)
+
     async def _compact(self, revision: int) -> None:
-        if self._compacted is None:
-            self._compacted = revision
-        if revision - self._compacted < _COMPACT_EVERY:
-            return
-        self._compacted = revision
+        self._compacted = self._revision
         try:
-            await self._store.compact(revision - _HISTORY)
+            await self._store.compact(revision)
         except (CompactedError, InvalidRequestError):
             pass
         except StoreError as error:

@@ -113,6 +113,10 @@ class Task:
     tracing: TaskTracing | None = None
     record: TaskEntry | None = None
     """What is on disk of it; ``None``: nothing is."""
+    postponing: bool = False
+    """It is being stopped in order to be :attr:`postponed`."""
+    postponed: bool = False
+    """It is not final and nothing of it runs: it waits on disk for the node's next start."""
     children: dict[str, Task] | None = None
     """Unfinished ones that end with this one; ``None``: it never had any."""
     _done: trio.Event | None = None
@@ -178,9 +182,15 @@ class Task:
             scope.cancel()
         return scope
 
+    def postpone(self) -> None:
+        """Leave it as it is, and wake who waits for it."""
+        self.postponed = True
+        if self._done is not None:
+            self._done.set()
+
     async def wait_final(self) -> None:
-        """Wait until the task is final."""
-        if self.state.is_final:
+        """Wait until the task is final, or :attr:`postponed`."""
+        if self.state.is_final or self.postponed:
             await trio.lowlevel.checkpoint()
             return
         if self._done is None:
@@ -404,8 +414,10 @@ class TaskTable:
         return found
 
     def unfinished(self) -> Iterator[Task]:
-        """Every task that is not final."""
-        return (task for task in self._tasks.values() if not task.state.is_final)
+        """Every task that is not final, nor postponed."""
+        return (
+            task for task in self._tasks.values() if not task.state.is_final and not task.postponed
+        )
 
     def retire(self, task: Task) -> None:
         """Take note that a task is final, and forget the oldest ones beyond the limits.

@@ -30,6 +30,7 @@ from spear_core.api import (
 from spear_core.errors import (
     ConfigError,
     InstanceLostError,
+    NodeStoppingError,
     SpearError,
     StoreFormatError,
     StoreFullError,
@@ -575,6 +576,39 @@ async def test_durability_can_be_turned_off_or_asked_for(
     ):
         async with open_steered_node(on):
             pass
+
+
+async def test_a_node_that_stops_in_order_postpones_what_can_wait(
+    open_steered_node: Any, runtime: Any, disk: Any
+) -> None:
+    runtime.behaviour = hang
+    told: list[SpearError] = []
+    async with trio.open_nursery() as nursery, open_steered_node(ONE_AT_A_TIME, disk=disk) as node:
+        api = node.api
+
+        async def wait_for(task_id: str) -> None:
+            with pytest.raises(NodeStoppingError, match="started again") as caught:
+                await api.get_task(task_id, wait=True)
+            told.append(caught.value)
+
+        await api.deploy(UPLOAD)
+        await api.deploy(TWICE)
+        running = await in_background(api, "twice", payload=b"twice")
+        await trio.testing.wait_all_tasks_blocked()
+        waiting = await in_background(api, payload=b"waiting")
+        child = await in_background(api, parent_task_id=running)
+        for task_id in (running, waiting):
+            nursery.start_soon(wait_for, task_id)
+        await trio.testing.wait_all_tasks_blocked()
+    assert [error.retryable for error in told] == [True, True]
+
+    runtime.behaviour = shout
+    async with open_steered_node(QUICK, disk=disk) as node:
+        task = await node.api.get_task(running, wait=True)
+        assert (task.result.output, task.attempt) == (b"TWICE", 2)
+        task = await node.api.get_task(waiting, wait=True)
+        assert (task.result.output, task.attempt) == (b"WAITING", 1)
+        assert (await node.api.get_task(child)).state is TaskState.CANCELLED
 
 
 async def test_an_artifact_that_is_gone_is_named(

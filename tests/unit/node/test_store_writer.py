@@ -164,3 +164,14 @@ async def test_the_past_is_compacted(disk: Any) -> None:
         with pytest.raises(CompactedError):
             await disk.metadata.get(b"k", revision=100)
         assert (await disk.metadata.get(b"k", revision=2400)).value == b"2399"
+
+
+async def test_the_past_makes_room_for_the_present(disk: Any) -> None:
+    disk.metadata = type(disk.metadata)(max_bytes=100_000, max_history=1_000_000)
+    async with running(disk) as writer:
+        for n in range(100):
+            await writer.submit("o", put("k", bytes([n]) * 20_000), keep=False).wait()
+        assert await value(disk, "k") == bytes([99]) * 20_000
+        with pytest.raises(StoreFullError):
+            await writer.submit("p", put("l", b"x" * 90_000), keep=False).wait()
+        await writer.submit("q", put("m", b"x" * 20_000), keep=False).wait()
