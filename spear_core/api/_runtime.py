@@ -68,6 +68,11 @@ class Capability(enum.Enum):
     """It installs ``Artifact.requirements`` for the code to import."""
     CONCURRENCY = "concurrency"
     """An instance may have several executions at the same time (``Artifact.concurrency``)."""
+    PROMPT = "prompt"
+    """A small execution may end without waiting for anything, and its ``execute`` need not let
+    other tasks run; who calls it sees to that. ``open_instance`` and ``execute`` begin their first
+    wait outside any cancel scope and nursery of their own (with a checkpoint, if need be), so that
+    until then they can be run in none."""
     DURABLE = "durable"
     """Of a store: what it acknowledged is there again when it is opened anew, also after the end
     of its process in mid-write."""

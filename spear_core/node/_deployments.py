@@ -55,6 +55,8 @@ class Deployment:
     artifact: Artifact
     runtime: Runtime
     pool: InstancePool
+    prompt: bool
+    """Its runtime is ``Capability.PROMPT``."""
 
 
 _Key = tuple[str, int]
@@ -122,13 +124,17 @@ class Deployments:
                 await self._artifacts.verify(artifact)
                 await runtime.prepare(artifact)
                 pool = self._new_pool(artifact, runtime)
-                self._deployments[key] = Deployment(artifact=artifact, runtime=runtime, pool=pool)
+                self._deployments[key] = Deployment(
+                    artifact=artifact,
+                    runtime=runtime,
+                    pool=pool,
+                    prompt=self._can(artifact, Capability.PROMPT),
+                )
                 pool.keep_warm(key in self._warm)
         return self._deployments[key]
 
     def _new_pool(self, artifact: Artifact, runtime: Runtime) -> InstancePool:
-        spec = self._runtimes.declared_runtime(artifact.runtime).spec
-        capable = Capability.CONCURRENCY in spec.capabilities
+        capable = self._can(artifact, Capability.CONCURRENCY)
         return InstancePool(
             artifact,
             runtime,
@@ -139,6 +145,15 @@ class Deployments:
             make_spec=self._secrets.instance_spec,
             concurrency=artifact.concurrency if capable else 1,
         )
+
+    def _can(self, artifact: Artifact, capability: Capability) -> bool:
+        runtime = self._runtimes.declared_runtime(artifact.runtime).spec
+        return capability in runtime.capabilities
+
+    def is_prompt(self, artifact: Artifact) -> bool:
+        """Whether it is ready to run, and its runtime ``Capability.PROMPT``."""
+        deployment = self._deployments.get((artifact.name, artifact.version))
+        return deployment is not None and deployment.prompt and self._is_current(deployment)
 
     def single_use(self, artifact: Artifact) -> InstanceSpec:
         """What to ask a runtime for, for one execution only.

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import attrs
 import pytest
 import trio
 
+from spear_core._late_scope import run_in_scope
 from spear_core.api import (
     Artifact,
     Capability,
@@ -134,6 +136,13 @@ _TOGETHER = 3
 def _request(payload: bytes = b"input\n") -> ExecutionRequest:
     number = next(_numbers)
     return ExecutionRequest(execution_id=f"e{number}", task_id=f"t{number}", payload=payload)
+
+
+async def _run_alone(opened: _Opened, artifact: Artifact) -> None:
+    identity = RuntimeInstanceId(runtime_type=opened.spec.name, instance_id=f"i{next(_numbers)}")
+    spec = InstanceSpec(id=identity, artifact=artifact)
+    async with opened.runtime.open_instance(spec) as instance:
+        await instance.execute(_request())
 
 
 def _assert_failed(response: ExecutionResponse) -> None:
@@ -478,6 +487,20 @@ class RuntimeContract(StreamingPromises):
             ample = opened.artifact(sample, limits=Limits(memory_bytes=768 << 20))
             response = await opened.run_once(ample)
             assert response.error is None, response.error
+
+    @promise
+    async def test_first_wait_is_outside_scopes(self, tmp_path: Path) -> None:
+        """``Capability.PROMPT``: ``open_instance`` and ``execute`` can begin in no scope, and be
+        put into one at their first wait."""
+        if Capability.PROMPT not in self.spec.capabilities:
+            pytest.skip("PROMPT is not declared")
+        async with self.open_runtime(tmp_path) as opened:
+            samples = [self.echo, self.fails, self.logs, self.hungry, self.loops]
+            for artifact in [opened.artifact(sample) for sample in samples if sample is not None]:
+                await opened.runtime.prepare(artifact)
+                with trio.fail_after(self.patience):
+                    await run_in_scope(_run_alone(opened, artifact), partial(trio.move_on_after, 1))
+            _assert_completed(await opened.run_once(opened.artifact(self.echo), b"on"), b"on")
 
     # ---- cancellation
 

@@ -166,31 +166,6 @@ async def test_an_instance_that_was_cancelled_leaves_nothing_behind(guests: Any)
     assert response.status is ExecutionStatus.COMPLETED
 
 
-async def test_a_task_that_runs_guest_after_guest_lets_others_run_in_between(guests: Any) -> None:
-    quick = '(module (func (export "_start")))'
-    passes = 0
-    async with guests.open(quick) as first, guests.open(quick) as second:
-        await first.execute(guests.request())
-
-        async def count() -> None:
-            nonlocal passes
-            while True:
-                passes += 1
-                await trio.lowlevel.checkpoint()
-
-        async def call(instance: Any, calls: int) -> None:
-            for _ in range(calls):
-                await instance.execute(guests.request())
-            assert passes >= calls - 2  # the first need not wait, and trio shuffles its passes
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(count)
-            async with trio.open_nursery() as callers:
-                callers.start_soon(call, first, 20)
-                callers.start_soon(call, second, 30)
-            nursery.cancel_scope.cancel()
-
-
 async def test_an_execution_in_a_cancelled_scope_does_not_begin(guests: Any) -> None:
     async with guests.open('(module (func (export "_start")))') as instance:
         with trio.CancelScope() as scope:

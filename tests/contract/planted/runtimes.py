@@ -612,6 +612,22 @@ class TestCannotShowCancel(RuntimeMutant):
     loops = None
 
 
+class TestWaitsInAScope(RuntimeMutant):
+    """A runtime that declares PROMPT and waits in a scope of its own first."""
+
+    caught_by = "test_first_wait_is_outside_scopes"
+
+    class Planted(SoundRuntime):
+        @asynccontextmanager
+        async def open_instance(self, spec: InstanceSpec) -> AsyncGenerator[Instance, None]:
+            with trio.fail_after(60):
+                await trio.lowlevel.checkpoint()
+            async with super().open_instance(spec) as instance:
+                yield instance
+
+    spec = runtime_spec(Planted)
+
+
 class TestStreamsNothing(RuntimeMutant):
     """A runtime that declares STREAM and makes instances that cannot."""
 

@@ -90,7 +90,8 @@ class SteeredRuntime(Runtime):
         self.health: Callable[[], Awaitable[None]] | None = None
         self.open_error: SpearError | None = None
         self.prepare_error: SpearError | None = None
-        self.start_delay = 0.0
+        self.start_delay: float | None = 0.0
+        """``None``: not even a checkpoint."""
         self.opens = 0
         self.breaks = trio.Event()
         self.health_answer = Fingerprint(health=Health.HEALTHY)
@@ -119,7 +120,8 @@ class SteeredRuntime(Runtime):
 
     @asynccontextmanager
     async def open_instance(self, spec: InstanceSpec) -> AsyncIterator[Instance]:
-        await trio.sleep(self.start_delay)
+        if self.start_delay is not None:
+            await trio.sleep(self.start_delay)
         if self.open_error is not None:
             raise self.open_error
         instance = SteeredInstance(spec, self)

@@ -41,8 +41,8 @@ class Execution:
 
     __slots__ = (
         "_calls", "_environment", "_hostcalls", "_objects", "_partial", "_stderr_tail", "_written",
-        "artifact", "content_type", "input_position", "max_output", "meter", "output", "request",
-        "started", "started_wall", "stdio_is_payload", "stream",
+        "artifact", "content_type", "has_waited", "input_position", "max_output", "meter", "output",
+        "request", "started", "started_wall", "stdio_is_payload", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,8 @@ class Execution:
         self._partial: dict[str, bytes] | None = None
         self._calls: CallTable | None = None
         self._objects: ObjectCalls | None = None
+        self.has_waited = False
+        """For a host function, once or more."""
 
     @property
     def calls(self) -> CallTable:

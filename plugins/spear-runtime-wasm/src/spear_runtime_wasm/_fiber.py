@@ -36,24 +36,9 @@ class FiberDriver:
         self._ticker = ticker
         self._hogs = hogs
         self._poller = ticker.add_poller(time.perf_counter)
-        self._last: trio.lowlevel.Task | None = None
-        """Who began an execution last."""
 
     def close(self) -> None:
         self._ticker.remove_poller(self._poller)
-
-    async def take_turn(self) -> None:
-        """A checkpoint, which lets others run only if the task began the execution before, too.
-
-        Else it has let them run since then: whoever began that one. A pass of trio's scheduler
-        costs a tenth of a small execution.
-        """
-        task = trio.lowlevel.current_task()
-        if task is self._last:
-            await trio.lowlevel.checkpoint()
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        self._last = task
 
     async def run(self, guest: Guest, execution: Execution) -> None:
         """Run the future that was just begun until it has ended, and collect its end.
@@ -76,5 +61,8 @@ class FiberDriver:
             else:
                 execution.between_slices()
                 slices = 0
+                if not execution.has_waited:
+                    execution.has_waited = True
+                    await trio.lowlevel.checkpoint()  # Capability.PROMPT
                 guest.answer(await pending())  # type: ignore[operator]
         guest.finish()

@@ -75,7 +75,7 @@ class WasmInstance(StreamingInstance):
 
     async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
         """The guest lives in this process, so there is no channel: its calls are calls."""
-        await self._machine.driver.take_turn()
+        await trio.lowlevel.checkpoint_if_cancelled()  # Capability.PROMPT
         if self._closed:
             raise InstanceError(f"{self.id} is closed")
         self._executions += 1
@@ -301,6 +301,7 @@ class OpenInstance:
     async def __aenter__(self) -> WasmInstance:
         spec, store = self._spec, self._store
         while (module := store.get(spec.artifact.digest)) is None:  # it may be evicted meanwhile
+            await trio.lowlevel.checkpoint()  # Capability.PROMPT
             try:
                 await store.load(spec.artifact)
             except SpearError as exc:

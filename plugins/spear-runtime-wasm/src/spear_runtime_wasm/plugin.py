@@ -46,6 +46,7 @@ def spear_runtimes() -> Iterable[RuntimeSpec[Any]]:
                     Capability.REUSE,
                     Capability.CANCEL,
                     Capability.MEMORY_LIMIT,
+                    Capability.PROMPT,
                     Capability.STREAM,
                 }
             ),
