@@ -14,6 +14,7 @@ from spear_core.api._artifact import (
     Resources,
     RetryPolicy,
 )
+from spear_core.api._backup import BackupReport
 from spear_core.api._channel import (
     Channel,
     ChannelListener,
@@ -153,6 +154,7 @@ __all__ = [
     "ArtifactSettings",
     "ArtifactState",
     "ArtifactUpload",
+    "BackupReport",
     "Capability",
     "Channel",
     "ChannelConfig",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import attrs
 
 from spear_core.api._artifact import ArtifactSettings, ArtifactState
+from spear_core.api._backup import BackupReport
 from spear_core.api._execution import ErrorInfo, ExecutionUsage
 from spear_core.api._metrics import NodeMetrics
 from spear_core.api._objects import ObjectApi
@@ -524,3 +525,24 @@ class NodeApi(ABC):
         nothing has changed.
         """
         raise SpearError("this node cannot read its configuration again", code="unimplemented")
+
+    async def backup(
+        self, directory: str, *, logs: bool = False, tell: Callable[[str], None] | None = None
+    ) -> BackupReport:
+        """Write a backup of everything the node keeps to a new directory on its machine, while it
+        works.
+
+        Every task that was accepted, and every end that somebody was told, before the call is in
+        it, with all that their records name. Objects are those of one moment, a little later than
+        that of the tasks. Deletions of artifacts' code and of tasks' inputs and outputs wait while
+        the stores are copied; nothing else does.
+
+        :param directory: an absolute path; does not exist yet. It appears when it is whole.
+        :param logs: those of the node and of the tasks as well.
+        :param tell: is told now and then in a few words what is being done.
+
+        **Raises** :exc:`~spear_core.errors.InvalidRequestError` when the directory exists or
+        cannot be made, :exc:`~spear_core.errors.StoreFullError` when its disk is full.
+        **Cancellation**: nothing is left of it.
+        """
+        raise SpearError("this node cannot make backups", code="unimplemented")

@@ -163,6 +163,9 @@ class PluginContext:
     """The node's own settings; a plugin reads these and its own, never environment variables."""
     ephemeral: bool = False
     """The node keeps nothing but what is in caches, and is gone after one task: ``spear run``."""
+    checking: bool = False
+    """A store is opened to be looked at: it leaves everything as it is, what a crash has left and
+    what is out of date as well."""
     report: Callable[[Artifact, str], None] = lambda artifact, message: None
     """For a runtime while it prepares this artifact: what takes so long, in a few words, for those
     who wait (``installing 3 packages``)."""

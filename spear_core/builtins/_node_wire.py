@@ -19,6 +19,7 @@ from spear_core.api import (
     ArtifactInfo,
     ArtifactState,
     ArtifactUpload,
+    BackupReport,
     ConfigReload,
     ErrorInfo,
     ExecutionMode,
@@ -35,6 +36,7 @@ from spear_core.api import (
     TaskInfo,
     TaskResult,
 )
+from spear_core.builtins._backup_wire import hear_backup, serve_backup
 from spear_core.builtins._node_streams import ClientStream, relay
 from spear_core.builtins._objects_wire import PREFIX, ObjectsClient, answer_objects, serve_objects
 from spear_core.errors import InvalidRequestError, ProtocolError, SpearError, UnsupportedModeError
@@ -115,8 +117,10 @@ async def serve_stream(node: NodeApi, call: Call, stream: Stream) -> Reply:
     """
     if call.method.startswith(PREFIX):
         return await serve_objects(node.objects, call, stream)
+    if call.method == "backup":
+        return await serve_backup(node, stream, **_arguments(call, directory=str, logs=bool))
     if call.method != "stream":
-        raise InvalidRequestError(f"this node has no stream {call.method!r}; it has stream")
+        raise InvalidRequestError(f"this node has no stream {call.method!r}; it has stream, backup")
     request = _convert({**call.args, "payload": b""}, InvokeRequest)
     async with node.stream(request) as task:
         await stream.send(encode_head({"task_id": task.task_id}))
@@ -358,6 +362,13 @@ class NodeClient(NodeApi):
 
     async def reload_config(self) -> ConfigReload:
         return await self._listing("reload_config", {}, ConfigReload)
+
+    async def backup(
+        self, directory: str, *, logs: bool = False, tell: Callable[[str], None] | None = None
+    ) -> BackupReport:
+        args = {"directory": directory, "logs": logs}
+        async with self._open_stream("backup", args) as stream:
+            return await hear_backup(stream, tell)
 
     async def list_instances(self) -> Sequence[InstanceInfo]:
         return await self._listing("list_instances", {}, list[InstanceInfo])

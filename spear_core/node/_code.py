@@ -56,6 +56,9 @@ class CodeStore:
         self._limits = limits
         self._in_use = in_use
         self._staged: Counter[str] = Counter()
+        self._holders = 0
+        self._held: set[str] = set()
+        """What would have been removed while somebody holds it."""
 
     def place(self, digest: str) -> Path:
         """The directory of this code."""
@@ -153,8 +156,23 @@ class CodeStore:
 
     def remove_unused(self, digest: str) -> None:
         """Remove code unless a version refers to it or somebody is deploying it."""
-        if digest not in self._staged and digest not in self._in_use():
+        if self._holders:
+            self._held.add(digest)
+        elif digest not in self._staged and digest not in self._in_use():
             _remove_tree(self._root / digest)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Remove no code before the block ends."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                held, self._held = self._held, set()
+                for digest in held:
+                    self.remove_unused(digest)
 
     async def verify(self, artifact: Artifact, size: int) -> None:
         """Compare stored code with its checksum.

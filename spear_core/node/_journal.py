@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from logging import Logger
 
 import attrs
@@ -30,6 +30,7 @@ from spear_core.api import (
 from spear_core.errors import ObjectNotFoundError, SpearError
 from spear_core.node._background import Background, open_background
 from spear_core.node._failures import as_spear_error
+from spear_core.node._hold import DeletionHold
 from spear_core.node._store_writer import StoreWriter, Write
 from spear_core.node._task_records import (
     INPUTS,
@@ -62,9 +63,11 @@ class TaskJournal:
         *,
         background: Background,
         log: Logger,
+        hold: DeletionHold,
     ) -> None:
         self.store = store
         self.writer = writer
+        self.hold = hold
         self.objects = objects
         self.background = background
         self.log = log
@@ -238,7 +241,13 @@ class TaskEntry:
             changes.append(DeleteKey(key=OUTPUTS + task_id))
         self._submit(changes)
         if Place.OBJECT in (self.input, self.output):
-            self._journal.background.start_soon(self._drop_objects)
+            self._journal.background.start_soon(self._drop_forgotten)
+
+    async def gone(self) -> None:
+        """Wait until what is known of the task, or that it is forgotten, is on disk; for as long
+        as the store cannot take it."""
+        if self._last is not None and not self._last.done:
+            await self._last.wait(patient=True)
 
     # Writing -------------------------------------------------------------------------------------
 
@@ -314,8 +323,15 @@ class TaskEntry:
     async def _drop_objects(self) -> None:
         await self._delete_objects("input", "output")
 
+    async def _drop_forgotten(self) -> None:
+        """No record names an object that is not there, whenever the node is killed."""
+        with suppress(SpearError):  # the record stays, and so do they
+            await self.gone()
+            await self._drop_objects()
+
     async def _delete_objects(self, *names: str) -> None:
         """What cannot be deleted now is swept when the node starts next."""
+        await self._journal.hold.passed()
         try:
             objects = await self._journal.objects()
             for name in names:
@@ -348,13 +364,20 @@ def _not_written(task: Task, error: SpearError) -> SpearError:
 
 @asynccontextmanager
 async def open_journal(
-    store: MetadataStore, objects: Callable[[], Awaitable[ObjectStore]], log: Logger
+    store: MetadataStore,
+    objects: Callable[[], Awaitable[ObjectStore]],
+    log: Logger,
+    *,
+    hold: DeletionHold,
 ) -> AsyncIterator[TaskJournal]:
-    """A journal. Leaving the block waits for what is still to be written."""
+    """A journal. Leaving the block waits for what is still to be written.
+
+    :param hold: keeps objects of tasks while it is held.
+    """
     async with open_background() as background:
         writer = StoreWriter(store, log)
         background.start_soon(writer.run)
-        yield TaskJournal(store, writer, objects, background=background, log=log)
+        yield TaskJournal(store, writer, objects, background=background, log=log, hold=hold)
         with trio.move_on_after(_LAST_S, shield=True) as waiting:
             await writer.flushed()
         if waiting.cancelled_caught or writer.trouble:

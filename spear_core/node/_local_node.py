@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +18,7 @@ from spear_core.api import (
     ArtifactInfo,
     ArtifactState,
     ArtifactUpload,
+    BackupReport,
     Capability,
     ConfigReload,
     ExecutionMode,
@@ -48,6 +49,7 @@ from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor
 from spear_core.node._journal import TaskJournal
+from spear_core.node._node_backup import NodeBackups
 from spear_core.node._node_metrics import node_metrics
 from spear_core.node._objects import LocalObjects
 from spear_core.node._reloading import Reloader
@@ -115,10 +117,13 @@ class LocalNode(NodeApi):
         self._objects = LocalObjects(services.object_store)
         self._stopping = False
         self._reloader: Reloader | None = None
+        self._backups: NodeBackups | None = None
 
-    def attach(self, reloader: Reloader) -> None:
-        """Who reads the configuration again; it needs this node to pass it on to."""
+    def attach(self, reloader: Reloader, backups: NodeBackups | None = None) -> None:
+        """Who reads the configuration again, which needs this node to pass it on to; and who makes
+        backups of it."""
         self._reloader = reloader
+        self._backups = backups
 
     def reconfigure(self, config: SpearletConfig) -> None:
         """Take new settings, and have everybody take them."""
@@ -426,6 +431,13 @@ class LocalNode(NodeApi):
         if self._reloader is None:
             return await super().reload_config()
         return await self._reloader.reload()
+
+    async def backup(
+        self, directory: str, *, logs: bool = False, tell: Callable[[str], None] | None = None
+    ) -> BackupReport:
+        if self._backups is None:
+            return await super().backup(directory, logs=logs, tell=tell)
+        return await self._backups.write(directory, logs=logs, tell=tell)
 
     async def metrics(self) -> NodeMetrics:
         await trio.lowlevel.checkpoint()

@@ -25,6 +25,7 @@ from spear_core.node._hostcalls import NodeHostcalls
 from spear_core.node._journal import open_journal
 from spear_core.node._kept_state import check_store, open_kept_state
 from spear_core.node._local_node import LocalNode, NodeIdentity
+from spear_core.node._node_backup import NodeBackups
 from spear_core.node._reloading import Reloader
 from spear_core.node._restoring import Restorer
 from spear_core.node._secrets import Secrets, struck_out
@@ -171,7 +172,7 @@ async def open_node(
         journal = None
         if kept.store is not None and durable:
             journal = await stack.enter_async_context(
-                open_journal(kept.store, services.object_store, log)
+                open_journal(kept.store, services.object_store, log, hold=objects.hold)
             )
         tracing = await stack.enter_async_context(open_tracing(plugins, services.tracer, log))
         executor = await stack.enter_async_context(
@@ -209,7 +210,16 @@ async def open_node(
             secrets.configure(changed.secrets)
             local.reconfigure(changed)
 
-        local.attach(Reloader(settings, plugins, apply=apply, log=log))
+        backups = NodeBackups(
+            paths=paths,
+            node_id=node_id,
+            services=services,
+            code=artifacts.code,
+            hold=objects.hold,
+        )
+        local.attach(
+            Reloader(settings, plugins, apply=apply, log=log), None if ephemeral else backups
+        )
         hostcalls.attach(lambda task: TaskCalls(task, local, tasks, executor, objects))
         if journal is not None:
             restorer = Restorer(

@@ -18,7 +18,9 @@ from spear_core.api import (
     Health,
     Hostcalls,
     MetadataStore,
+    MetadataStoreSpec,
     ObjectStore,
+    ObjectStoreSpec,
     PluginContext,
     Runtime,
     RuntimeSpec,
@@ -55,6 +57,7 @@ class ContextMaker:
     spearlet: SpearletConfig
     report: Callable[[Artifact, str], None]
     ephemeral: bool = False
+    checking: bool = False
 
     def make(self, plugin: str, hostcalls: Hostcalls, channels: ChannelFactory) -> PluginContext:
         """The context of one plugin; makes its run directory."""
@@ -72,6 +75,7 @@ class ContextMaker:
             spearlet_config=self.spearlet,
             report=self.report,
             ephemeral=self.ephemeral,
+            checking=self.checking,
         )
 
 
@@ -231,7 +235,15 @@ class Services:
     @property
     def metadata_store_name(self) -> str:
         """Which metadata store the node has. :raises ConfigError: there is none of that name."""
-        return chosen_metadata_store(self._plugins, self._settings.spearlet.stores).spec.name
+        return self.chosen_metadata_store().spec.name
+
+    def chosen_metadata_store(self) -> Owned[MetadataStoreSpec[Any]]:
+        """The declaration of the node's metadata store. :raises ConfigError: likewise."""
+        return chosen_metadata_store(self._plugins, self._settings.spearlet.stores)
+
+    def chosen_object_store(self) -> Owned[ObjectStoreSpec[Any]]:
+        """The declaration of the node's object store. :raises ConfigError: likewise."""
+        return chosen_object_store(self._plugins, self._settings.spearlet.stores)
 
     async def metadata_store(self) -> MetadataStore:
         """The node's metadata store. :raises ConfigError: ``stores.metadata`` names one that is

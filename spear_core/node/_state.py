@@ -15,7 +15,7 @@ from pathlib import Path
 from spear_core.errors import ConfigError, NodeAlreadyRunningError
 from spear_core.node.paths import StatePaths
 
-__all__ = ["hold_state", "open_run_dir", "write_atomically"]
+__all__ = ["hold_state", "is_node_id", "lock_state", "open_run_dir", "write_atomically"]
 
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_RUN_DIR = 60
@@ -25,6 +25,27 @@ _LONGEST_RUN_DIR = 60
 @contextmanager
 def hold_state(paths: StatePaths) -> Iterator[str]:
     """Make the directory private, lock it for this process and yield the node's id.
+
+    :raises NodeAlreadyRunningError: another live process holds it; carries that one's pid.
+    :raises ConfigError: it cannot be made or written, somebody else's files are in it, or a restore
+        into it has not come to its end.
+    """
+    with lock_state(paths):
+        if paths.restoring.exists():
+            raise ConfigError(
+                f"a restore into the state directory {paths.root} has not come to its end; run "
+                "`spear restore` again"
+            )
+        try:
+            node_id = _node_id(paths.node_id)
+        except OSError as error:
+            raise _unusable(paths.root, error) from error
+        yield node_id
+
+
+@contextmanager
+def lock_state(paths: StatePaths) -> Iterator[None]:
+    """Make the directory private and lock it for this process.
 
     :raises NodeAlreadyRunningError: another live process holds it; carries that one's pid.
     :raises ConfigError: it cannot be made or written, or somebody else's files are in it.
@@ -38,11 +59,7 @@ def hold_state(paths: StatePaths) -> Iterator[str]:
         raise _unusable(paths.root, error) from error
     try:
         _lock(descriptor, paths)
-        try:
-            node_id = _node_id(paths.node_id)
-        except OSError as error:
-            raise _unusable(paths.root, error) from error
-        yield node_id
+        yield
         with suppress(OSError):
             os.truncate(descriptor, 0)
     finally:
@@ -81,11 +98,16 @@ def _lock(descriptor: int, paths: StatePaths) -> None:
         raise _unusable(paths.root, error) from error
 
 
+def is_node_id(text: str) -> bool:
+    """Whether a node may have this id."""
+    return bool(_NODE_ID.fullmatch(text))
+
+
 def _node_id(path: Path) -> str:
     """The node's identity: made once, kept on disk; made anew when the file is damaged."""
     with suppress(FileNotFoundError, UnicodeDecodeError):
         found = path.read_text(encoding="ascii").strip()
-        if _NODE_ID.fullmatch(found):
+        if is_node_id(found):
             return found
     made = f"n-{secrets.token_hex(8)}"
     write_atomically(path, made.encode() + b"\n")

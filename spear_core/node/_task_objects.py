@@ -21,6 +21,7 @@ from spear_core.api import (
 )
 from spear_core.errors import InvalidRequestError, ObjectNotFoundError, SpearError
 from spear_core.node._background import Background, open_background
+from spear_core.node._hold import DeletionHold
 from spear_core.node._objects import StoreSource
 from spear_core.node._scoped_objects import Scope, ScopedObjects
 from spear_core.node._tasks import Task
@@ -70,6 +71,8 @@ class TaskObjects:
         self._config = config
         self._background = background
         self._log = log
+        self.hold = DeletionHold()
+        """Keeps inputs and outputs that belong to records."""
         self._holding: set[str] = set()
         self._renewing = False
         self._under_way = 0
@@ -155,11 +158,21 @@ class TaskObjects:
                 self.drop_output(task.id)
         return stat
 
-    def drop_output(self, task_id: str) -> None:
-        """The task is forgotten, and so is its result."""
-        self._later(self._release_output, task_id)
+    def drop_output(
+        self, task_id: str, *, after: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """The task is forgotten, and so is its result.
 
-    async def _release_output(self, task_id: str) -> None:
+        :param after: waits until no record names it any more.
+        """
+        self._later(self._release_output, task_id, after)
+
+    async def _release_output(
+        self, task_id: str, after: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        if after is not None:
+            await after()
+        await self.hold.passed()
         store = await self._store()
         await store.release(_result_holder(task_id))
         with suppress(ObjectNotFoundError):  # as it should be

@@ -477,7 +477,8 @@ class TaskTable:
             del self._by_key[task.same]
         task.log.remove()
         if task.result is not None and task.result.object_key and self._objects is not None:
-            self._objects.drop_output(task.id)
+            after = task.record.gone if task.record is not None else None
+            self._objects.drop_output(task.id, after=after)
         if task.record is not None:
             task.record.forget()
 

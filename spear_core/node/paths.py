@@ -34,6 +34,7 @@ class StatePaths:
         self.cache = self.root / "cache"
         self.plugins = self.root / "plugins"
         self.run = self.root / "run"
+        self.restoring = self.root / "restoring"
 
     @property
     def names(self) -> frozenset[str]:
