@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import enum
+import types
+import typing
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from spear_core.api import (
     ArtifactSettings,
     ArtifactState,
     ArtifactUpload,
+    BackupReport,
     ConfigReload,
     ErrorInfo,
     ExecutionMetrics,
@@ -33,7 +37,10 @@ from spear_core.api import (
     NodeMetrics,
     NodeStatus,
     ObjectApi,
+    ObjectGrants,
     PluginInfo,
+    PoolSettings,
+    RetryPolicy,
     RuntimeInfo,
     TaskInfo,
     TaskResult,
@@ -248,6 +255,24 @@ class TableNode(NodeApi):
         self._note("reload_config")
         return ConfigReload(path="/c.toml", changed=("a.b: 1 → 2",), restart=("c.d",))
 
+    async def backup(
+        self, directory: str, *, logs: bool = False, tell: Callable[[str], None] | None = None
+    ) -> BackupReport:
+        self._note("backup", (directory, logs))
+        if tell is not None:
+            tell("copying the code")
+            await self.release.wait()
+        return BackupReport(
+            path=directory,
+            created_at=1.5,
+            node_id="n",
+            files=3,
+            bytes=1 << 40,
+            records=0,
+            objects=None,
+            artifacts=2,
+        )
+
     async def metrics(self) -> NodeMetrics:
         self._note("metrics")
         histogram = Histogram(bounds_s=(0.1, 1.0), counts=(1, 2, 3), sum_s=1.5)
@@ -292,3 +317,60 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
 @pytest.fixture
 def table_node() -> type[TableNode]:
     return TableNode
+
+
+# ---- values with something in every field
+
+_CHECKED: dict[type[Any], Any] = {
+    ObjectGrants: ObjectGrants(read=("a/", "b/c"), write=("",)),
+    RetryPolicy: RetryPolicy(
+        attempts=7, initial_backoff_s=0.0, max_backoff_s=0.0, multiplier=3.0, jitter=0.0
+    ),
+    PoolSettings: PoolSettings(
+        min_instances=0,
+        max_instances=9,
+        idle_timeout_ms=8,
+        health_check_interval_ms=7,
+        max_executions_per_instance=0,
+        selection="round_robin",
+    ),
+}
+"""Values whose fields may not be just anything."""
+_EXCLUDED = {(TaskResult, "output")}
+"""An output is here or in an object, never both; it has a test of its own."""
+
+
+def full(cls: type[Any], *, salt: int = 3) -> Any:
+    """A value with every field at something that is no default, save those that exclude others."""
+    if cls in _CHECKED:
+        return _CHECKED[cls]
+    hints = typing.get_type_hints(cls)
+    return cls(
+        **{
+            f.name: something(hints[f.name], salt + n)
+            for n, f in enumerate(attrs.fields(cls))
+            if (cls, f.name) not in _EXCLUDED
+        }
+    )
+
+
+def something(hint: Any, salt: int) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return something(next(a for a in arguments if a is not type(None)), salt)
+    if origin is tuple and typing.get_origin(arguments[0]) is tuple:
+        return (("a", salt), ("b", salt + 1))
+    if origin is tuple:
+        return (something(arguments[0], salt), something(arguments[0], salt + 1))
+    if origin is not None and issubclass(origin, Mapping):
+        return {f"key {salt}": f"value {salt}"}
+    if issubclass(hint, enum.Enum):
+        return list(hint)[-1]
+    if attrs.has(hint):
+        return _CHECKED.get(hint) or full(hint, salt=salt)
+    return {str: f"text ü {salt}", bytes: b"\0bytes", bool: True, int: salt}.get(hint, salt / 7)
+
+
+@pytest.fixture(name="full")
+def _full() -> Callable[..., Any]:
+    return full

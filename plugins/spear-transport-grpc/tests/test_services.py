@@ -118,6 +118,25 @@ async def test_artifacts(door: Any, table_node: Any) -> None:
     ]
 
 
+async def test_a_backup_tells_what_it_does(door: Any, table_node: Any) -> None:
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        door.node.release.set()
+
+    with trio.fail_after(30):
+        report = await door.api.backup("/b", logs=True, tell=tell)
+    assert report == await table_node().backup("/b")
+    assert told == ["copying the code"]
+    assert door.node.asked == [("backup", ("/b", True))]
+    door.node.error = InvalidRequestError("/b: it exists")
+    with pytest.raises(InvalidRequestError, match="it exists"):
+        await door.api.backup("/b")
+    with pytest.raises(InvalidRequestError, match="directory"):
+        await door.api.backup("")
+
+
 @pytest.mark.parametrize("size", [0, 3, (5 << 20) + 1])
 async def test_deploy_carries_code_and_settings(door: Any, size: int) -> None:
     upload = ArtifactUpload(

@@ -38,6 +38,7 @@ _AFTERWARDS = {
         "the version may be there or not. Deploy it again when the node is back: the same code "
         "with the same settings gives the same version"
     ),
+    "Backup": "the backup is not there, unless it is whole: look before you make another",
     "CancelTask": "the task may go on or not. Cancel it again when the node is back",
     **dict.fromkeys(
         ("PutObject", "TransactObjects"),

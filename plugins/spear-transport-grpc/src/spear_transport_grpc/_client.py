@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import trio
@@ -13,6 +13,7 @@ from spear_core.api import (
     ArtifactSettings,
     ArtifactState,
     ArtifactUpload,
+    BackupReport,
     ConfigReload,
     InstanceInfo,
     InvokeRequest,
@@ -28,6 +29,7 @@ from spear_core.api import (
 )
 from spear_core.errors import SpearError
 from spear_transport_grpc._asking import Asking
+from spear_transport_grpc._backup import ask_backup
 from spear_transport_grpc._bridge import ClientCall, ClientChannel
 from spear_transport_grpc._client_objects import GrpcObjects
 from spear_transport_grpc._client_stream import STREAM, GrpcStream
@@ -214,3 +216,8 @@ class GrpcNode(NodeApi):
             node_pb2.ReloadConfigResponse,
         )
         return converter(ConfigReload).decode(answer)
+
+    async def backup(
+        self, directory: str, *, logs: bool = False, tell: Callable[[str], None] | None = None
+    ) -> BackupReport:
+        return await ask_backup(self._asking, directory, logs=logs, tell=tell)

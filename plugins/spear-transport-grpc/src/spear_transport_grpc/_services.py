@@ -26,6 +26,7 @@ from spear_core.api import (
     PluginInfo,
 )
 from spear_core.errors import InvalidRequestError
+from spear_transport_grpc._backup import serve_backup
 from spear_transport_grpc._bridge import Method, ServerCall
 from spear_transport_grpc._convert import converter
 from spear_transport_grpc._handlers import parsed, streaming, unary
@@ -89,6 +90,7 @@ class NodeServices:
             ("FunctionService/StreamFunction", self._stream),
             ("ArtifactService/DeployArtifact", self._deploy),
             ("LogService/FollowLog", self._follow_log),
+            ("NodeService/Backup", self._backup),
         )
         return {
             **{f"/spear.v1.{name}": unary(cls, do) for name, cls, do in questions},
@@ -233,6 +235,9 @@ class NodeServices:
     ) -> Message:
         encoded: Message = converter(ConfigReload).encode(await self._node.reload_config())
         return encoded
+
+    async def _backup(self, call: ServerCall) -> None:
+        await serve_backup(self._node, call)
 
     # ---- logs
 

@@ -184,3 +184,39 @@ class ReloadConfigResponse(_message.Message):
     changed: _containers.RepeatedScalarFieldContainer[str]
     restart: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, path: _Optional[str] = ..., changed: _Optional[_Iterable[str]] = ..., restart: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BackupRequest(_message.Message):
+    __slots__ = ("directory", "logs")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    LOGS_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    logs: bool
+    def __init__(self, directory: _Optional[str] = ..., logs: bool = ...) -> None: ...
+
+class BackupReport(_message.Message):
+    __slots__ = ("path", "created_at", "node_id", "files", "bytes", "records", "objects", "artifacts")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    created_at: float
+    node_id: str
+    files: int
+    bytes: int
+    records: int
+    objects: int
+    artifacts: int
+    def __init__(self, path: _Optional[str] = ..., created_at: _Optional[float] = ..., node_id: _Optional[str] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., records: _Optional[int] = ..., objects: _Optional[int] = ..., artifacts: _Optional[int] = ...) -> None: ...
+
+class BackupResponse(_message.Message):
+    __slots__ = ("progress", "report")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    progress: str
+    report: BackupReport
+    def __init__(self, progress: _Optional[str] = ..., report: _Optional[_Union[BackupReport, _Mapping[str, _Any]]] = ...) -> None: ...
