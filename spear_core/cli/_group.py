@@ -39,6 +39,8 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "top": "Watch the node at work: rates, durations, errors, instances.",
         "plugins": "List the installed plugins and what they provide.",
         "config": "Check the configuration.",
+        "backup": "Write all that a node keeps to a directory or archive.",
+        "restore": "Put a backup where a node will start.",
         "doctor": "Find out what this machine offers and what is missing.",
         "completion": "Print the completion script for a shell.",
     },

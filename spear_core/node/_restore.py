@@ -225,6 +225,8 @@ async def _restore_store(owned: Owned[Any], services: Services, source: Path) ->
 def _finish_staging(paths: StatePaths, staging: Path, manifest: Manifest) -> None:
     remove_tree(paths.restoring / "backup")
     sync_directories(staging)
+    for directory, _, _ in os.walk(staging):
+        Path(directory).chmod(0o700)
     for bundle in _bundles(manifest):
         for directory, _, _ in os.walk(staging / _CODE / bundle, topdown=False):
             Path(directory).chmod(0o500)  # nobody adds files to a bundle
