@@ -248,8 +248,8 @@ class Executor:
         try:
             if self.deployments.is_prompt(task.artifact):
                 await self._take_turn()
-                alone = task.scope is None and task.work is None and task.record is None
-                if alone and not task.artifact.reuse:
+                plain = task.scope is task.work is task.record is task.cancel_reason is None
+                if plain and not task.artifact.reuse:
                     await run_in_scope(self._attempts(task), task.enter_scope)
                     return
             with task.scope or task.enter_scope():

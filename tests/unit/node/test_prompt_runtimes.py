@@ -207,3 +207,27 @@ async def test_a_task_that_calls_again_and_again_lets_others_run(
                 callers.start_soon(call, 20)
                 callers.start_soon(call, 30)
             nursery.cancel_scope.cancel()
+
+
+async def test_one_that_is_cancelled_while_others_have_their_turn_does_not_run(
+    open_steered_node: Any, runtime: Any
+) -> None:
+    async with open_steered_node(capabilities=PROMPT) as node:
+        await node.api.deploy(UPLOAD)
+
+        async def call_twice() -> None:
+            await node.api.invoke(CALL)
+            second = await node.api.invoke(CALL)  # lets others run, before it begins
+            assert second.task.state is TaskState.CANCELLED
+
+        async def behave(request: ExecutionRequest) -> ExecutionResponse:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return ExecutionResponse.completed(request.payload)
+
+        runtime.behaviour = behave
+        await node.api.invoke(CALL)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_twice)
+            while (await node.api.list_tasks())[0].state is not TaskState.PENDING:  # noqa: ASYNC110
+                await trio.lowlevel.checkpoint()
+            await node.api.cancel_task((await node.api.list_tasks())[0].task_id)
