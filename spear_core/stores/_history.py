@@ -16,16 +16,18 @@ class News:
     """Wakes those who wait for a store to change."""
 
     def __init__(self) -> None:
-        self._next = trio.Event()
+        self._next: trio.Event | None = None
 
     def tell(self) -> None:
         """The store has changed."""
-        if self._next.statistics().tasks_waiting:
+        if self._next is not None:
             self._next.set()
-            self._next = trio.Event()
+            self._next = None
 
     async def wait(self) -> None:
         """Until the store changes next."""
+        if self._next is None:
+            self._next = trio.Event()
         await self._next.wait()
 
 

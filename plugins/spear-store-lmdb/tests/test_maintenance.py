@@ -241,8 +241,7 @@ def first(txn: Any, database: Any) -> tuple[bytes, bytes]:
 
 def refs_miscounted(txn: Any, db: dict[str, Any]) -> None:
     record = unpack("a", txn.get(b"a", db=db["objects"]))
-    wrong = attrs.evolve(record, stat=attrs.evolve(record.stat, refs=9))
-    txn.put(b"a", pack(wrong, b"a"), db=db["objects"])
+    txn.put(b"a", pack(attrs.evolve(record.stat, refs=9), "", b"a"), db=db["objects"])
 
 
 HARMS: dict[str, tuple[Harm, str]] = {

@@ -149,6 +149,8 @@ class Environment:
             Any, partial(env.begin, buffers=True)
         )
         """The same without copies: no view of it may be used after the block."""
+        self._numbers: dict[bytes, int] = {}
+        self._changed: set[bytes] = set()
         self.batches = 0
         """Commits so far; each is one flush to disk at most."""
 
@@ -189,6 +191,25 @@ class Environment:
 
         result: T = await trio.lowlevel.wait_task_rescheduled(abort)
         return result
+
+    def number(self, txn: Transaction, name: bytes) -> int:
+        """A number in ``meta``, with what this batch has made of it. For the writer's thread."""
+        found = self._numbers.get(name)
+        if found is None:
+            found = self._numbers[name] = int(txn.get(name, b"0", db=self._databases["meta"]))
+        return found
+
+    def set_number(self, name: bytes, value: int) -> None:
+        """Likewise; it is written once, at the end of the batch."""
+        self._numbers[name] = value
+        self._changed.add(name)
+
+    def write_numbers(self, txn: Transaction) -> None:
+        """Write them now, for somebody who looks into ``meta`` itself."""
+        for name in self._changed:
+            txn.put(name, b"%d" % self._numbers[name], db=self._databases["meta"])
+        self._numbers.clear()
+        self._changed.clear()
 
     async def scan(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work`` in a read transaction on a thread of its own: for what takes long.
@@ -251,13 +272,15 @@ class Environment:
         while True:
             number = -1
             results: list[outcome.Outcome[Any]] = []
+            self._numbers.clear()
+            self._changed.clear()
             try:
-                with self._env.begin(write=True) as txn:
+                with self._env.begin(write=True) as begun:
+                    txn = cast(Transaction, begun)
                     for number, job in enumerate(batch):
-                        results.append(
-                            broken.get(number) or self._attempt(job, cast(Transaction, txn))
-                        )
+                        results.append(broken.get(number) or self._attempt(job, txn))
                     number = -1
+                    self.write_numbers(txn)
                 self.batches += 1
                 return results
             except lmdb.MapFullError:
@@ -272,6 +295,8 @@ class Environment:
     def _attempt(job: _Job, txn: Transaction) -> outcome.Outcome[Any]:
         try:
             return outcome.Value(job.work(txn))
+        except StoreCorruptError:
+            raise  # perhaps in the midst of its changes: all of them go, and then the others again
         except SpearError as exc:
             return outcome.Error(exc)
 

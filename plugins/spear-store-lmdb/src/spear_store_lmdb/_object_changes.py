@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from contextlib import suppress
+from typing import NamedTuple
 
 import attrs
 
@@ -17,14 +18,19 @@ from spear_core.api import (
     ObjectStat,
     PutObject,
 )
-from spear_core.errors import InvalidRequestError, ObjectNotFoundError, StoreFullError
+from spear_core.errors import (
+    InvalidRequestError,
+    ObjectNotFoundError,
+    StoreCorruptError,
+    StoreFullError,
+)
 from spear_core.stores import Versions, check_object_key, object_as_expected, object_conflict
 
 from ._environment import Environment, Transaction
-from ._records import Record, pack, unpack, value_of
+from ._records import Head, head_of, pack, unpack, value_of
 from ._references import References
 
-__all__ = ["DATABASES", "Changes", "Ended", "Kept", "Prepared", "full"]
+__all__ = ["DATABASES", "Changes", "Ended", "Prepared", "full"]
 
 DATABASES = {
     "objects": False,
@@ -45,23 +51,21 @@ _DELETED_KEYS = 100_000
 """So many of the keys deleted last have their versions remembered."""
 
 
-Kept: TypeAlias = tuple[Record, bytes]
-"""A record, and its bytes with an inline value."""
-
-
 @attrs.frozen
 class Ended:
     """A version that a change has ended."""
 
-    kept: Kept
+    key: str
+    head: Head
+    raw: bytes
     revision: int
 
     def tell(self, whom: Callable[..., None]) -> None:
         """Call a method of :class:`~spear_core.stores.Versions` with it."""
-        stat = self.kept[0].stat
+        head = self.head
         whom(
-            stat.key, stat.version, self.kept,
-            written=stat.revision, ended=self.revision, size=stat.size,
+            self.key, head.version, self.raw,
+            written=head.revision, ended=self.revision, size=head.size,
         )  # fmt: skip
 
 
@@ -75,20 +79,44 @@ class Prepared:
     blob: str = ""
 
 
+class Found(NamedTuple):
+    """A record that is there."""
+
+    key: str
+    head: Head
+    raw: bytes
+
+
 class Changes:
     """The changes of one call, within a transaction that may hold others' too.
 
     It checks everything before it changes anything.
     """
 
+    __slots__ = (
+        "_done",
+        "_environment",
+        "_objects",
+        "_references",
+        "_revision",
+        "_txn",
+        "_versions",
+        "ended",
+    )
+
     def __init__(
-        self, environment: Environment, txn: Transaction, versions: Versions[Kept]
+        self,
+        environment: Environment,
+        txn: Transaction,
+        versions: Versions[bytes],
+        references: References,
     ) -> None:
         self._environment = environment
+        self._objects = environment["objects"]
         self._txn = txn
         self._versions = versions
-        self._references = References(environment)
-        self._numbers: dict[bytes, int] = {}
+        self._references = references
+        self._revision = environment.number(txn, b"revision") + 1
         self._done: list[ObjectChange] = []
         self.ended: list[Ended] = []
         """Versions that are not current any more, once this is committed."""
@@ -99,93 +127,89 @@ class Changes:
         self, operations: Sequence[ObjectOperation], prepared: dict[str, Prepared], limit: int
     ) -> tuple[ObjectStat | None, ...]:
         """See :meth:`spear_core.api.ObjectStore.transact`; ``prepared`` has the values by key."""
-        found = {op.key: self._get(op.key) for op in operations}
+        found: dict[str, Found | None] = {}
         for operation in operations:
-            record, _ = found[operation.key]
-            stat = record.stat if record else None
-            if operation.expect is not None and not object_as_expected(stat, operation.expect):
-                raise object_conflict(operation.key, stat, operation.expect)
-            if stat is None and operation.expect is None and not isinstance(operation, PutObject):
+            found[operation.key] = here = self._find(operation.key)
+            if operation.expect is not None:
+                stat = None if here is None else unpack(operation.key, here.raw).stat
+                if not object_as_expected(stat, operation.expect):
+                    raise object_conflict(operation.key, stat, operation.expect)
+            elif here is None and not isinstance(operation, PutObject):
                 raise _not_found(operation.key)
         self._check_room(found, prepared, limit)
-        revision = self._number(b"revision") + 1
         after: list[ObjectStat | None] = []
         for operation in operations:
-            record, raw = found[operation.key]
+            here = found[operation.key]
             if isinstance(operation, PutObject):
-                old = (record, raw) if record else None
-                after.append(self._put(operation, prepared[operation.key], old, revision))
+                after.append(self._put(operation, prepared[operation.key], here))
             elif isinstance(operation, CheckObject):
-                after.append(record.stat if record else None)
+                after.append(None if here is None else unpack(operation.key, here.raw).stat)
             else:
-                if record is not None:
-                    self._remove(record, raw)
+                if here is not None:
+                    self._remove(here)
                 after.append(None)
         return tuple(after)
 
     def _check_room(
-        self,
-        found: dict[str, tuple[Record | None, bytes]],
-        prepared: dict[str, Prepared],
-        limit: int,
+        self, found: dict[str, Found | None], prepared: dict[str, Prepared], limit: int
     ) -> None:
         used = self._number(b"used")
-        more = sum(new.size for new in prepared.values())
-        records = (found[key][0] for key in prepared)
-        less = sum(record.stat.size for record in records if record)
+        more = less = 0
+        for key, new in prepared.items():
+            here = found[key]
+            more += new.size
+            less += here.head.size if here is not None else 0
         if used - less + more > limit:
             raise full(prepared, more, limit=limit, used=used)
 
-    def _put(
-        self, operation: PutObject, new: Prepared, kept: Kept | None, revision: int
-    ) -> ObjectStat:
+    def _put(self, operation: PutObject, new: Prepared, here: Found | None) -> ObjectStat:
         now = time.time()
-        old = kept[0] if kept else None
-        version = old.stat.version if old else self._forget_deletion(operation.key.encode())
+        key = operation.key.encode()
+        head = here.head if here is not None else None
         stat = ObjectStat(
             key=operation.key,
             size=new.size,
-            version=version + 1,
-            revision=revision,
+            version=(head.version if head is not None else self._forget_deletion(key)) + 1,
+            revision=self._revision,
             sha256=new.sha256,
-            created_at=old.stat.created_at if old else now,
+            created_at=head.created_at if head is not None else now,
             updated_at=now,
             content_type=operation.content_type,
-            refs=old.stat.refs if old else 0,
-            pinned=old.stat.pinned if old else False,
+            refs=head.refs if head is not None else 0,
+            pinned=head.pinned if head is not None else False,
             expires_at=None if operation.ttl is None else now + operation.ttl,
         )
-        if kept is not None:
-            self._drop_value(*kept)
+        if here is not None:
+            self._drop_value(here)
         self._add_number(b"used", new.size)
-        key = operation.key.encode()
         if new.blob:
             self._txn.put(bytes.fromhex(new.blob), key, db=self._environment["blobs"])
         if stat.expires_at is not None:
             self._txn.put(_DUE.pack(stat.expires_at) + key, b"", db=self._environment["expiry"])
-        self._store(Record(stat, new.blob), new.value)
+        self._txn.put(key, pack(stat, new.blob, new.value), db=self._objects)
         self._done.append(ObjectChange(key=operation.key, now=stat))
         return stat
 
-    def _drop_value(self, old: Record, raw: bytes) -> None:
+    def _drop_value(self, here: Found) -> None:
         """The version is not current any more: its file, its time to live, its room."""
-        key = old.stat.key.encode()
-        ended = Ended((old, raw), self._number(b"revision") + 1)
+        head = here.head
+        ended = Ended(here.key, head, here.raw, self._revision)
         ended.tell(self._versions.note)  # snapshots find it there as soon as it is committed
         self.ended.append(ended)
-        if old.blob:
-            self._txn.delete(bytes.fromhex(old.blob), db=self._environment["blobs"])
-        if old.stat.expires_at is not None:
-            self._txn.delete(_DUE.pack(old.stat.expires_at) + key, db=self._environment["expiry"])
-        self._add_number(b"used", -old.stat.size)
+        if blob := head.blob_name:
+            self._txn.delete(bytes.fromhex(blob), db=self._environment["blobs"])
+        if head.expires_at:
+            entry = _DUE.pack(head.expires_at) + here.key.encode()
+            self._txn.delete(entry, db=self._environment["expiry"])
+        self._add_number(b"used", -head.size)
 
-    def _remove(self, old: Record, raw: bytes) -> None:
-        key = old.stat.key.encode()
-        self._drop_value(old, raw)
-        self._txn.delete(key, db=self._environment["objects"])
+    def _remove(self, here: Found) -> None:
+        key = here.key.encode()
+        self._drop_value(here)
+        self._txn.delete(key, db=self._objects)
         self._references.clear(self._txn, key)
-        self._remember_deletion(key, old.stat.version)
-        self._done.append(ObjectChange(key=old.stat.key, now=None))
+        self._remember_deletion(key, here.head.version)
+        self._done.append(ObjectChange(key=here.key, now=None))
 
     def _remember_deletion(self, key: bytes, version: int) -> None:
         order = self._add_number(b"deleted", 1)
@@ -214,47 +238,45 @@ class Changes:
     # ---- what keeps an object
 
     def add_ref(self, key: str, holder: bytes) -> ObjectStat:
-        record, raw = self._there(key)
+        here = self._there(key)
         count = self._references.count(self._txn, key.encode(), holder)
         self._references.set(self._txn, key.encode(), holder, count + 1)
-        return self._change(record, raw, refs=record.stat.refs + 1)
+        return self._change(here, refs=here.head.refs + 1)
 
     def remove_ref(self, key: str, holder: bytes) -> ObjectStat | None:
-        self._there(key)
+        here = self._there(key)
         count = self._references.count(self._txn, key.encode(), holder)
         if not count:
             whose = f" of {holder.decode()!r}" if holder else ""
             raise InvalidRequestError(f"object {key!r} has no reference{whose} to remove")
-        return self._let_go(key, holder, count, 1)
+        return self._let_go(here, holder, count, 1)
 
-    def _let_go(self, key: str, holder: bytes, has: int, less: int) -> ObjectStat | None:
-        record, raw = self._there(key)
-        self._references.set(self._txn, key.encode(), holder, has - less)
-        refs = record.stat.refs - less
-        if refs == 0 and not record.stat.pinned:
-            self._remove(record, raw)
+    def _let_go(self, here: Found, holder: bytes, has: int, less: int) -> ObjectStat | None:
+        self._references.set(self._txn, here.key.encode(), holder, has - less)
+        refs = here.head.refs - less
+        if refs == 0 and not here.head.pinned:
+            self._remove(here)
             return None
-        return self._change(record, raw, refs=refs)
+        return self._change(here, refs=refs)
 
     def release(self, holder: bytes) -> int:
         self._txn.delete(holder, db=self._environment["silent"])
         total = 0
         for key in self._references.held_by(self._txn, holder):
             count = self._references.count(self._txn, key, holder)
-            self._let_go(key.decode(), holder, count, count)
+            self._let_go(self._there(key.decode()), holder, count, count)
             total += count
         return total
 
     def pin(self, key: str) -> ObjectStat:
-        record, raw = self._there(key)
-        return self._change(record, raw, pinned=True)
+        return self._change(self._there(key), pinned=True)
 
     def unpin(self, key: str) -> ObjectStat | None:
-        record, raw = self._there(key)
-        if record.stat.pinned and record.stat.refs == 0:
-            self._remove(record, raw)
+        here = self._there(key)
+        if here.head.pinned and here.head.refs == 0:
+            self._remove(here)
             return None
-        return self._change(record, raw, pinned=False)
+        return self._change(here, pinned=False)
 
     def collect_expired(self, limit: int) -> None:
         """Collect what has expired and nothing keeps, at most so many objects."""
@@ -266,60 +288,57 @@ class Changes:
             due.append(entry)
         for entry in due:
             self._txn.delete(entry, db=self._environment["expiry"])
-            record, raw = self._get(entry[_DUE.size :].decode())
-            if record and not record.stat.refs and not record.stat.pinned:
-                self._remove(record, raw)
+            with suppress(StoreCorruptError):  # a check tells; the others need not wait for it
+                here = self._find(entry[_DUE.size :].decode())
+                if here and not here.head.refs and not here.head.pinned:
+                    self._remove(here)
 
     # ---- parts
 
     def finish(self) -> ObjectChanges | None:
-        """Give what was written or removed its revision, and write the counters."""
-        revision = self._add_number(b"revision", 1) if self._done else 0
-        for name, value in self._numbers.items():
-            self._txn.put(name, b"%d" % value, db=self._environment["meta"])
+        """Give what was written or removed its revision."""
         if not self._done:
             return None
-        done = sorted(self._done, key=lambda change: change.key)
-        return ObjectChanges(revision=revision, changes=tuple(done))
+        self._environment.set_number(b"revision", self._revision)
+        done = self._done
+        if len(done) > 1:
+            done = sorted(done, key=lambda change: change.key)
+        return ObjectChanges(revision=self._revision, changes=tuple(done))
 
-    def _get(self, key: str) -> tuple[Record | None, bytes]:
-        raw = self._txn.get(key.encode(), db=self._environment["objects"])
-        return (None, b"") if raw is None else (unpack(key, raw), raw)
+    def _find(self, key: str) -> Found | None:
+        encoded = key.encode()
+        raw = self._txn.get(encoded, db=self._objects)
+        return None if raw is None else Found(key, head_of(encoded, raw), raw)
 
-    def _there(self, key: str) -> tuple[Record, bytes]:
+    def _there(self, key: str) -> Found:
         check_object_key(key)
-        record, raw = self._get(key)
-        if record is None:
+        here = self._find(key)
+        if here is None:
             raise _not_found(key)
-        return record, raw
+        return here
 
     def _change(
-        self, record: Record, raw: bytes, *, refs: int | None = None, pinned: bool | None = None
+        self, here: Found, *, refs: int | None = None, pinned: bool | None = None
     ) -> ObjectStat:
+        record = unpack(here.key, here.raw)
         stat = attrs.evolve(
             record.stat,
             refs=record.stat.refs if refs is None else refs,
             pinned=record.stat.pinned if pinned is None else pinned,
         )
-        self._store(attrs.evolve(record, stat=stat), b"" if record.blob else value_of(record, raw))
+        value = b"" if record.blob else value_of(record, here.raw)
+        self._txn.put(here.key.encode(), pack(stat, record.blob, value), db=self._objects)
         return stat
 
-    def _store(self, record: Record, value: bytes) -> None:
-        key = record.stat.key.encode()
-        self._txn.put(key, pack(record, value), db=self._environment["objects"])
-
     def _number(self, name: bytes) -> int:
-        if name not in self._numbers:
-            found = self._txn.get(name, db=self._environment["meta"])
-            return int(found) if found is not None else 0
-        return self._numbers[name]
+        return self._environment.number(self._txn, name)
 
     def _set_number(self, name: bytes, value: int) -> None:
-        self._numbers[name] = value
+        self._environment.set_number(name, value)
 
     def _add_number(self, name: bytes, more: int) -> int:
-        value = self._number(name) + more
-        self._set_number(name, value)
+        value = self._environment.number(self._txn, name) + more
+        self._environment.set_number(name, value)
         return value
 
 

@@ -139,12 +139,12 @@ class ObjectCheck(Check):
             )
         refs = sum(count for _, count in self._references(key))
         if refs != stat.refs:
-            right = attrs.evolve(record, stat=attrs.evolve(stat, refs=refs))
+            right = attrs.evolve(stat, refs=refs)
             value = b"" if record.blob else value_of(record, raw)
             self.found(
                 where,
                 f"has {stat.refs} references, and its holders have {refs}",
-                lambda: self.put("objects", key, pack(right, value)),
+                lambda: self.put("objects", key, pack(right, record.blob, value)),
             )
         due = stat.expires_at
         if due is not None and due > time.time():

@@ -15,7 +15,6 @@ from spear_core.api import ObjectPage, ObjectSnapshot, ObjectStat, ObjectView
 from spear_core.errors import ObjectNotFoundError
 from spear_core.stores import Picture, check_limit
 
-from ._object_changes import Kept
 from ._records import Record, unpack
 
 if TYPE_CHECKING:
@@ -78,14 +77,14 @@ class Snapshot(ObjectSnapshot):
             if (record := self._unchanged(key, raw)) is not None:
                 yield record.stat
             elif (kept := self._store.versions.at(key, self.revision)) is not None:
-                yield kept[0].stat
+                yield unpack(key, kept).stat
 
     def _unchanged(self, key: str, raw: bytes | memoryview) -> Record | None:
         """What is current, if it was so then."""
         record = unpack(key, raw) if len(raw) else None
         return record if record and record.stat.revision <= self.revision else None
 
-    def _find(self, key: str) -> Kept:
+    def _find(self, key: str) -> tuple[Record, bytes]:
         self._picture.check()
         raw = b""
         with suppress(ObjectNotFoundError):
@@ -95,4 +94,4 @@ class Snapshot(ObjectSnapshot):
         kept = self._store.versions.at(key, self.revision)
         if kept is None:
             raise ObjectNotFoundError(f"there was no object {key!r} at revision {self.revision}")
-        return kept
+        return unpack(key, kept), kept

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,7 +60,7 @@ from ._blobs import Blobs
 from ._config import LmdbObjectsConfig
 from ._environment import Environment, Transaction, ViewCursor, open_environment
 from ._format1 import objects_from_1
-from ._object_changes import DATABASES, Changes, Kept, Prepared, full
+from ._object_changes import DATABASES, Changes, Prepared, full
 from ._object_maintenance import (
     backup_objects,
     check_objects,
@@ -69,7 +70,7 @@ from ._object_maintenance import (
 )
 from ._object_snapshot import Snapshot, page_of
 from ._object_writer import Writer
-from ._records import Record, inline_value, unpack, value_of
+from ._records import Record, blob_of, inline_value, unpack, value_of
 from ._references import References
 
 __all__ = ["LmdbObjectStore", "open_objects"]
@@ -129,7 +130,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self.blobs = blobs
         self.config = config
         self._log = log
-        self.versions: Versions[Kept] = Versions(limit=config.snapshot_bytes, drop=self._drop)
+        self.versions: Versions[bytes] = Versions(limit=config.snapshot_bytes, drop=self._drop)
         self.reserved = 0
         self.threads = trio.CapacityLimiter(4)
         self._references = References(environment)
@@ -168,14 +169,42 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self, operations: Sequence[ObjectOperation]
     ) -> tuple[ObjectStat | None, ...]:
         check_operations(operations)
-        puts = [op for op in operations if isinstance(op, PutObject)]
+        prepared: dict[str, Prepared] = {}
+        for operation in operations:
+            if isinstance(operation, PutObject):
+                if (new := self._inline(operation)) is None:
+                    return await self._transact_files(operations)
+                prepared[operation.key] = new
+        return await self.apply(operations, prepared)
+
+    def _inline(self, operation: PutObject) -> Prepared | None:
+        """The value, if it is a small one; and nothing awaits anything."""
+        value = operation.value
+        if isinstance(value, SealedFile):
+            return None
+        if not isinstance(value, bytes):
+            with memoryview(value) as view:
+                if view.nbytes > self.config.inline_bytes:
+                    return None
+                value = bytes(view)
+        if len(value) > self.config.inline_bytes:
+            return None
+        digest = hashlib.sha256(value).hexdigest() if operation.hashed else ""
+        return Prepared(len(value), digest, value)
+
+    async def _transact_files(
+        self, operations: Sequence[ObjectOperation]
+    ) -> tuple[ObjectStat | None, ...]:
         prepared: dict[str, Prepared] = {}
         done = False
         with ExitStack() as held:
-            sealed = {op.key: held.enter_context(_held(op.value)) for op in puts}
+            puts = [
+                (operation, held.enter_context(_held(operation.value)))
+                for operation in operations
+                if isinstance(operation, PutObject)
+            ]
             try:
-                for operation in puts:
-                    source = sealed[operation.key]
+                for operation, source in puts:
                     prepared[operation.key] = await self._prepare(operation, source)
                 stats = await self.apply(operations, prepared)
                 done = True
@@ -196,33 +225,29 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         limit = self.config.objects_bytes - self.reserved + room
         stats = await self._change(lambda c: c.transact(operations, prepared, limit))
         for new in prepared.values():
-            self.blobs.settle(new.blob)
+            if new.blob:
+                self.blobs.settle(new.blob)
         return stats
 
     async def _prepare(self, operation: PutObject, source: int | None) -> Prepared:
         given = operation.value
         if isinstance(given, SealedFile):
+            assert source is not None
+            if given.size <= self.config.inline_bytes:
+                value = os.pread(source, given.size, 0)
+                digest = hashlib.sha256(value).hexdigest() if operation.hashed else ""
+                return Prepared(len(value), digest, value)
             size = given.size
-            if size > self.config.inline_bytes:
-                assert source is not None
-                # a thread that cannot be stopped: when it is done, a cancelled caller is told
-                name, digest = await trio.to_thread.run_sync(
-                    lambda: self.blobs.copy(source, size, hashed=operation.hashed),
-                    limiter=self.threads,
-                )
-                return Prepared(size=size, sha256=digest, blob=name)
-            value = b"" if source is None else os.pread(source, size, 0)
+            work = partial(self.blobs.copy, source, size, hashed=operation.hashed)
         else:
+            if (small := self._inline(operation)) is not None:
+                return small
             view = memoryview(given).cast("B")
-            if len(view) > self.config.inline_bytes:
-                name, digest = await trio.to_thread.run_sync(
-                    lambda: self.blobs.write(view, hashed=operation.hashed),
-                    limiter=self.threads,
-                )
-                return Prepared(size=len(view), sha256=digest, blob=name)
-            value = bytes(view)
-        digest = hashlib.sha256(value).hexdigest() if operation.hashed else ""
-        return Prepared(size=len(value), sha256=digest, value=value)
+            size = len(view)
+            work = partial(self.blobs.write, view, hashed=operation.hashed)
+        # a thread that cannot be stopped: when it is done, a cancelled caller is told
+        name, digest = await trio.to_thread.run_sync(work, limiter=self.threads)
+        return Prepared(size, digest, blob=name)
 
     @asynccontextmanager
     async def create(
@@ -276,7 +301,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
     @contextmanager
     def shown(self, record: Record, raw: bytes) -> Iterator[ObjectView]:
         stat = record.stat
-        with self.versions.viewing(stat.key, stat.version, (record, raw)):
+        with self.versions.viewing(stat.key, stat.version, raw):
             if record.blob:
                 with self.blobs.mapped(record.blob, stat) as view:
                     yield view
@@ -294,7 +319,8 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
         def work(txn: Transaction) -> None:
             # between two writes, so that the next one knows of it; more than once, perhaps
-            opened.append(self.versions.open_picture(self._read_revision(txn)))
+            revision = self._environment.number(txn, b"revision")
+            opened.append(self.versions.open_picture(revision))
 
         try:
             await self._environment.write(work)
@@ -460,6 +486,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
     async def _repair(self, damaged: Mapping[str, str]) -> StoreReport:
         def work(txn: Transaction) -> tuple[StoreReport, ObjectChanges | None, int]:
+            self._environment.write_numbers(txn)
             report, removed = repair_objects(txn, self._environment, self.blobs, damaged)
             return report, removed, self._read_revision(txn)
 
@@ -478,7 +505,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         while True:
             with self._environment.reading() as txn:
                 if self._read_revision(txn) == self._revision:  # and so what it ended is kept
-                    kept = {record.blob for record, _ in self.versions.kept()}
+                    kept = {blob_of(raw) for raw in self.versions.kept()}
                     return [
                         name
                         for name in names
@@ -534,7 +561,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         raw = self.raw(key)
         return unpack(key, raw), raw
 
-    def _find(self, key: str, version: int | None) -> Kept:
+    def _find(self, key: str, version: int | None) -> tuple[Record, bytes]:
         """The current version, or another that somebody keeps."""
         if version is None:
             return self._read(key)
@@ -547,18 +574,18 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         kept = self.versions.find(key, version)
         if kept is None:
             raise version_gone(key, version, current)
-        return kept
+        return unpack(key, kept), kept
 
-    def _drop(self, kept: Kept) -> None:
+    def _drop(self, raw: bytes) -> None:
         """Nobody can see that version any more."""
-        if kept[0].blob:
-            self.blobs.remove(kept[0].blob)
+        if blob := blob_of(raw):
+            self.blobs.remove(blob)
 
     async def _change(self, what: Callable[[Changes], T]) -> T:
         """Do it in a transaction, then tell those who watch and remove what nobody needs."""
 
         def work(txn: Transaction) -> tuple[T, Changes, ObjectChanges | None]:
-            changes = Changes(self._environment, txn, self.versions)
+            changes = Changes(self._environment, txn, self.versions, self._references)
             result = what(changes)
             return result, changes, changes.finish()
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import NamedTuple
 
 import attrs
 
 from spear_core.api import ObjectStat
 from spear_core.errors import StoreCorruptError
 
-__all__ = ["RESIDUE", "Record", "inline_value", "pack", "unpack", "value_of"]
+__all__ = [
+    "RESIDUE",
+    "Head",
+    "Record",
+    "blob_of",
+    "head_of",
+    "inline_value",
+    "pack",
+    "unpack",
+    "value_of",
+]
 
 _HEAD = struct.Struct("<QQQdddIB32s16sIH")
 """Version, revision, size, created, updated, expires (0: never), references, flags, sha256, blob,
@@ -28,6 +39,33 @@ RESIDUE = 0x2144DF1C
 """CRC-32 of whatever ends with its own CRC-32, little-endian."""
 
 
+class Head(NamedTuple):
+    """The first part of a record, as it lies there."""
+
+    version: int
+    revision: int
+    size: int
+    created_at: float
+    updated_at: float
+    expires_at: float
+    refs: int
+    flags: int
+    sha256: bytes
+    blob: bytes
+    checksum: int
+    length: int
+
+    @property
+    def blob_name(self) -> str:
+        """The name of the file with the value; empty when the value is inline."""
+        return "" if self.flags & _INLINE else self.blob.hex()
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the object is pinned."""
+        return bool(self.flags & _PINNED)
+
+
 @attrs.frozen
 class Record:
     """An object without its value."""
@@ -37,11 +75,10 @@ class Record:
     """The name of the file with its value; empty when the value is inline."""
 
 
-def pack(record: Record, value: bytes = b"") -> bytes:
+def pack(stat: ObjectStat, blob: str, value: bytes = b"") -> bytes:
     """The bytes of a record; ``value`` for one without a blob."""
-    stat = record.stat
     kind = stat.content_type.encode()
-    flags = _PINNED * stat.pinned | _INLINE * (not record.blob) | _HASHED * bool(stat.sha256)
+    flags = _PINNED * stat.pinned | _INLINE * (not blob) | _HASHED * bool(stat.sha256)
     head = _HEAD.pack(
         stat.version,
         stat.revision,
@@ -52,7 +89,7 @@ def pack(record: Record, value: bytes = b"") -> bytes:
         stat.refs,
         flags,
         bytes.fromhex(stat.sha256),
-        bytes.fromhex(record.blob),
+        bytes.fromhex(blob),
         zlib.crc32(value),
         len(kind),
     )
@@ -60,46 +97,43 @@ def pack(record: Record, value: bytes = b"") -> bytes:
     return b"".join((head, kind, checksum.to_bytes(4, "little"), value))
 
 
-def unpack(key: str, raw: bytes | memoryview) -> Record:
-    """The record in these bytes; the value is not looked at. **Raises**
+def head_of(key: bytes, raw: bytes | memoryview) -> Head:
+    """The head of the record in these bytes; the value is not looked at. **Raises**
     :exc:`~spear_core.errors.StoreCorruptError`."""
     try:
-        (
-            version,
-            revision,
-            size,
-            created,
-            updated,
-            expires,
-            refs,
-            flags,
-            digest,
-            blob,
-            _,
-            length,
-        ) = _HEAD.unpack_from(raw)
+        head = Head._make(_HEAD.unpack_from(raw))
     except struct.error as exc:
         raise _damaged(key) from exc
-    end = _HEAD.size + length + 4
-    if zlib.crc32(raw[:end], zlib.crc32(key.encode())) != RESIDUE:
+    end = _HEAD.size + head.length + 4
+    if zlib.crc32(raw[:end], zlib.crc32(key)) != RESIDUE:
         raise _damaged(key)
-    inline = flags & _INLINE
-    if inline and len(raw) != end + size:
+    if head.flags & _INLINE and len(raw) != end + head.size:
         raise _damaged(key)
+    return head
+
+
+def unpack(key: str, raw: bytes | memoryview) -> Record:
+    """The whole record, likewise."""
+    head = head_of(key.encode(), raw)
     stat = ObjectStat(
         key=key,
-        size=size,
-        version=version,
-        revision=revision,
-        sha256=digest.hex() if flags & _HASHED else "",
-        created_at=created,
-        updated_at=updated,
-        content_type=str(raw[_HEAD.size : end - 4], "utf-8"),
-        refs=refs,
-        pinned=bool(flags & _PINNED),
-        expires_at=expires or None,
+        size=head.size,
+        version=head.version,
+        revision=head.revision,
+        sha256=head.sha256.hex() if head.flags & _HASHED else "",
+        created_at=head.created_at,
+        updated_at=head.updated_at,
+        content_type=str(raw[_HEAD.size : _HEAD.size + head.length], "utf-8"),
+        refs=head.refs,
+        pinned=head.pinned,
+        expires_at=head.expires_at or None,
     )
-    return Record(stat, "" if inline else blob.hex())
+    return Record(stat, head.blob_name)
+
+
+def blob_of(raw: bytes) -> str:
+    """The name of the file with the value, in a record that is known to be sound."""
+    return Head._make(_HEAD.unpack_from(raw)).blob_name
 
 
 def value_of(record: Record, raw: bytes) -> bytes:
@@ -107,7 +141,7 @@ def value_of(record: Record, raw: bytes) -> bytes:
     :exc:`~spear_core.errors.StoreCorruptError`."""
     value = raw[len(raw) - record.stat.size :]
     if zlib.crc32(value) != int.from_bytes(raw[_SUM:_LENGTH], "little"):
-        raise _damaged(record.stat.key)
+        raise _damaged(record.stat.key.encode())
     return value
 
 
@@ -124,11 +158,12 @@ def inline_value(key: bytes, raw: bytes) -> bytes | None:
                 return value
     except IndexError:
         pass
-    raise _damaged(key.decode(errors="replace"))
+    raise _damaged(key)
 
 
-def _damaged(key: str) -> StoreCorruptError:
+def _damaged(key: bytes) -> StoreCorruptError:
+    name = key.decode(errors="replace")
     return StoreCorruptError(
-        f"the record of object {key!r} is damaged (its checksum differs); `spear fsck --repair` "
+        f"the record of object {name!r} is damaged (its checksum differs); `spear fsck --repair` "
         f"removes it, or restore a backup"
     )
