@@ -49,6 +49,7 @@ from spear_core.errors import (
     ResourceExhaustedError,
     SpearError,
     StoreError,
+    StoreFullError,
 )
 
 __all__ = ["NAMES", "ObjectsConfig", "open_objects"]
@@ -92,6 +93,7 @@ class _ObjectCall:
             if len(rest) or head.size is None:
                 raise InvalidRequestError("objects.put: a file has a size, and no bytes beside it")
             _check_memory(fd)
+            await self._check_fits(head.size)
             value = SealedFile(fd=fd.fileno(), size=head.size)
         operation = PutObject(
             key=head.key,
@@ -102,6 +104,13 @@ class _ObjectCall:
             hashed=head.hashed,
         )
         return _stat((await self.objects.transact([operation]))[0])
+
+    async def _check_fits(self, size: int) -> None:
+        """**Raises** :exc:`StoreFullError` for memory that is mostly holes and claims to be vast:
+        to read it, as hashing does, would fill it."""
+        limit = (await self.objects.usage()).limit_bytes
+        if size > limit:
+            raise StoreFullError(f"{size} bytes are more than the store may hold, {limit}")
 
     async def get(self) -> HostcallValue:
         head = self._head(OpenHead)
