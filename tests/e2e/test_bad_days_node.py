@@ -116,23 +116,23 @@ def test_sigterm_lets_running_work_finish_and_leaves_nothing(home: Any) -> None:
 
 
 def test_what_waits_when_a_node_stops_goes_on_with_the_next(home: Any) -> None:
-    (home.folder / "one.toml").write_text("[execution]\nmax_concurrent_tasks = 1\n")
+    settings = "[execution]\nmax_concurrent_tasks = 1\nshutdown_grace_ms = 100\n"
+    (home.folder / "one.toml").write_text(settings)
     node = home.node("--config", str(home.folder / "one.toml"))
     home.deploy_functions()
-    tasks = [
+    running, *waiting = [
         home.spear("invoke", "bad:nap", "--input", seconds, "--async").out.strip()
-        for seconds in ("1", "0.02", "0.03")
+        for seconds in ("60", "0.02", "0.03")
     ]
     node.running_instance()
-    waiting = home.start("result", tasks[2], "--wait")
     assert node.stop() == 0
-    _, err = waiting.communicate(timeout=10)
-    assert waiting.returncode == 4
-    assert b"started again" in err
 
     node = home.node()
-    told = [home.spear("result", task_id, "--wait").out for task_id in tasks]
-    assert told == ["slept 1", "slept 0.02", "slept 0.03"]
+    told = [home.spear("result", task_id, "--wait").out for task_id in waiting]
+    assert told == ["slept 0.02", "slept 0.03"]
+    told = home.spear("result", running)
+    assert (told.status, told.out) == (130, "")
+    assert "shutting down" in told.err
     assert node.stop() == 0
 
 
