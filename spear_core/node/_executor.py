@@ -248,8 +248,7 @@ class Executor:
         try:
             if self.deployments.is_prompt(task.artifact):
                 await self._take_turn()
-                plain = task.scope is task.work is task.record is task.cancel_reason is None
-                if plain and not task.artifact.reuse:
+                if self._may_do_without_scope(task):
                     await run_in_scope(self._attempts(task), task.enter_scope)
                     return
             with task.scope or task.enter_scope():
@@ -265,6 +264,16 @@ class Executor:
                     self._results.finish_stopped(task)
                 self._end(task)
             working_on.reset(token)
+
+    def _may_do_without_scope(self, task: Task) -> bool:
+        """Whether nothing of ours enters a scope before the runtime's own first wait."""
+        return (
+            task.scope is None
+            and task.work is None
+            and task.record is None
+            and task.cancel_reason is None
+            and not task.artifact.reuse
+        )
 
     async def _take_turn(self) -> None:
         """A checkpoint, which lets others run only if this trio task began the execution before,

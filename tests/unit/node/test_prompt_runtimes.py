@@ -212,22 +212,26 @@ async def test_a_task_that_calls_again_and_again_lets_others_run(
 async def test_one_that_is_cancelled_while_others_have_their_turn_does_not_run(
     open_steered_node: Any, runtime: Any
 ) -> None:
+    async def behave(request: ExecutionRequest) -> ExecutionResponse:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return ExecutionResponse.completed(request.payload)
+
+    runtime.behaviour = behave
+    cancelled = False
+
+    async def call() -> None:
+        while not cancelled:
+            await node.api.invoke(CALL)  # every other one lets others run before it begins
+
     async with open_steered_node(capabilities=PROMPT) as node:
         await node.api.deploy(UPLOAD)
-
-        async def call_twice() -> None:
-            await node.api.invoke(CALL)
-            second = await node.api.invoke(CALL)  # lets others run, before it begins
-            assert second.task.state is TaskState.CANCELLED
-
-        async def behave(request: ExecutionRequest) -> ExecutionResponse:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            return ExecutionResponse.completed(request.payload)
-
-        runtime.behaviour = behave
         await node.api.invoke(CALL)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(call_twice)
-            while (await node.api.list_tasks())[0].state is not TaskState.PENDING:  # noqa: ASYNC110
+            nursery.start_soon(call)
+            while not cancelled:
+                (newest, *_) = await node.api.list_tasks()
+                if newest.state is TaskState.PENDING:
+                    cancelled = True
+                    ended = await node.api.cancel_task(newest.task_id)
+                    assert ended.state is TaskState.CANCELLED
                 await trio.lowlevel.checkpoint()
-            await node.api.cancel_task((await node.api.list_tasks())[0].task_id)
