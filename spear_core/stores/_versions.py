@@ -80,6 +80,11 @@ class Versions(Generic[T]):
         self._keys: list[str] = []
         self._counted = 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody keeps or sees anything, so that what ends can be dropped untold."""
+        return not (self._pictures or self._viewed or self._old)
+
     # ---- who keeps
 
     def open_picture(self, revision: int) -> Picture:
@@ -129,9 +134,6 @@ class Versions(Generic[T]):
     ) -> None:
         """That version is not current any more, from revision ``ended`` on: keep it or drop it."""
         with self._lock:
-            if not (self._pictures or self._viewed or self._old):
-                self._drop(item)  # nearly always
-                return
             self._add(_Old(key, version, written, ended, size, item, settled=True))
             self._look_at((key, version))
             while self._counted > self._limit and self._pictures:

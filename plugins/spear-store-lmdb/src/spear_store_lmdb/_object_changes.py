@@ -30,7 +30,7 @@ from ._environment import Environment, Transaction
 from ._records import Head, head_of, pack, unpack, value_of
 from ._references import References
 
-__all__ = ["DATABASES", "Changes", "Ended", "Prepared", "full"]
+__all__ = ["DATABASES", "Changes", "Done", "Ended", "Prepared", "full"]
 
 DATABASES = {
     "objects": False,
@@ -51,8 +51,7 @@ _DELETED_KEYS = 100_000
 """So many of the keys deleted last have their versions remembered."""
 
 
-@attrs.frozen
-class Ended:
+class Ended(NamedTuple):
     """A version that a change has ended."""
 
     key: str
@@ -69,8 +68,7 @@ class Ended:
         )  # fmt: skip
 
 
-@attrs.frozen
-class Prepared:
+class Prepared(NamedTuple):
     """A value on its way: inline, or in a file already."""
 
     size: int
@@ -85,6 +83,21 @@ class Found(NamedTuple):
     key: str
     head: Head
     raw: bytes
+
+
+class Done(NamedTuple):
+    """What one revision did; not every one is ever looked at."""
+
+    revision: int
+    objects: list[tuple[str, ObjectStat | None]]
+
+    def changes(self, prefix: str) -> ObjectChanges | None:
+        """It, as far as keys with that prefix are concerned."""
+        found = sorted(
+            (ObjectChange(key=key, now=now) for key, now in self.objects if key.startswith(prefix)),
+            key=lambda change: change.key,
+        )
+        return ObjectChanges(revision=self.revision, changes=tuple(found)) if found else None
 
 
 class Changes:
@@ -117,7 +130,7 @@ class Changes:
         self._versions = versions
         self._references = references
         self._revision = environment.number(txn, b"revision") + 1
-        self._done: list[ObjectChange] = []
+        self._done: list[tuple[str, ObjectStat | None]] = []
         self.ended: list[Ended] = []
         """Versions that are not current any more, once this is committed."""
 
@@ -187,14 +200,15 @@ class Changes:
         if stat.expires_at is not None:
             self._txn.put(_DUE.pack(stat.expires_at) + key, b"", db=self._environment["expiry"])
         self._txn.put(key, pack(stat, new.blob, new.value), db=self._objects)
-        self._done.append(ObjectChange(key=operation.key, now=stat))
+        self._done.append((operation.key, stat))
         return stat
 
     def _drop_value(self, here: Found) -> None:
         """The version is not current any more: its file, its time to live, its room."""
         head = here.head
         ended = Ended(here.key, head, here.raw, self._revision)
-        ended.tell(self._versions.note)  # snapshots find it there as soon as it is committed
+        if not self._versions.idle:
+            ended.tell(self._versions.note)  # snapshots find it there as soon as it is committed
         self.ended.append(ended)
         if blob := head.blob_name:
             self._txn.delete(bytes.fromhex(blob), db=self._environment["blobs"])
@@ -209,7 +223,7 @@ class Changes:
         self._txn.delete(key, db=self._objects)
         self._references.clear(self._txn, key)
         self._remember_deletion(key, here.head.version)
-        self._done.append(ObjectChange(key=here.key, now=None))
+        self._done.append((here.key, None))
 
     def _remember_deletion(self, key: bytes, version: int) -> None:
         order = self._add_number(b"deleted", 1)
@@ -295,15 +309,12 @@ class Changes:
 
     # ---- parts
 
-    def finish(self) -> ObjectChanges | None:
+    def finish(self) -> Done | None:
         """Give what was written or removed its revision."""
         if not self._done:
             return None
         self._environment.set_number(b"revision", self._revision)
-        done = self._done
-        if len(done) > 1:
-            done = sorted(done, key=lambda change: change.key)
-        return ObjectChanges(revision=self._revision, changes=tuple(done))
+        return Done(self._revision, self._done)
 
     def _find(self, key: str) -> Found | None:
         encoded = key.encode()

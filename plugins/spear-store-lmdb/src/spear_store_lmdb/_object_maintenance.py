@@ -9,8 +9,6 @@ import attrs
 import trio
 
 from spear_core.api import (
-    ObjectChange,
-    ObjectChanges,
     StoreBackup,
     StoreProblem,
     StoreReport,
@@ -19,6 +17,7 @@ from spear_core.api import (
 from ._backup import Copied, backup_directory, copied, restore_directory, take_files
 from ._blobs import Blobs
 from ._environment import Environment, Transaction
+from ._object_changes import Done
 from ._object_check import ObjectCheck
 
 __all__ = [
@@ -82,7 +81,7 @@ async def check_objects(
 
 def repair_objects(
     txn: Transaction, environment: Environment, blobs: Blobs, damaged: Mapping[str, str]
-) -> tuple[StoreReport, ObjectChanges | None]:
+) -> tuple[StoreReport, Done | None]:
     """Put it right in a write transaction: what was done, and what was removed."""
     check = ObjectCheck(
         txn, environment.databases, lambda: None, blobs=blobs, deep=False, damaged=damaged
@@ -92,8 +91,7 @@ def repair_objects(
         return report, None
     revision = check.number(b"revision") + 1
     check.put("meta", b"revision", b"%d" % revision)
-    gone = tuple(ObjectChange(key=key, now=None) for key in sorted(check.removed))
-    return report, ObjectChanges(revision=revision, changes=gone)
+    return report, Done(revision, [(key, None) for key in check.removed])
 
 
 def orphans(names: Iterable[str], *, repaired: bool) -> tuple[StoreProblem, ...]:

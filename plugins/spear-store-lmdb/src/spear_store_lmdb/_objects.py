@@ -60,7 +60,7 @@ from ._blobs import Blobs
 from ._config import LmdbObjectsConfig
 from ._environment import Environment, Transaction, ViewCursor, open_environment
 from ._format1 import objects_from_1
-from ._object_changes import DATABASES, Changes, Prepared, full
+from ._object_changes import DATABASES, Changes, Done, Prepared, full
 from ._object_maintenance import (
     backup_objects,
     check_objects,
@@ -134,7 +134,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self.reserved = 0
         self.threads = trio.CapacityLimiter(4)
         self._references = References(environment)
-        self._history: deque[ObjectChanges] = deque(maxlen=_HISTORY)
+        self._history: deque[Done] = deque(maxlen=_HISTORY)
         self._news = News()
         self._sooner = trio.Event()
         self._silent: Deadlines[str] = Deadlines()
@@ -485,12 +485,12 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         return attrs.evolve(report, problems=report.problems + orphans(strays, repaired=repair))
 
     async def _repair(self, damaged: Mapping[str, str]) -> StoreReport:
-        def work(txn: Transaction) -> tuple[StoreReport, ObjectChanges | None, int]:
+        def work(txn: Transaction) -> tuple[StoreReport, Done | None, int]:
             self._environment.write_numbers(txn)
             report, removed = repair_objects(txn, self._environment, self.blobs, damaged)
             return report, removed, self._read_revision(txn)
 
-        def after(result: tuple[StoreReport, ObjectChanges | None, int]) -> None:
+        def after(result: tuple[StoreReport, Done | None, int]) -> None:
             _, removed, self._revision = result
             if removed is not None:
                 self._tell(removed)
@@ -534,9 +534,8 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         oldest = self._history[0].revision if self._history else self._revision + 1
         past_revision(place, compacted=oldest, current=max(place, self._revision))
         for found in itertools.islice(self._history, place - oldest, None):
-            changes = tuple(c for c in found.changes if c.key.startswith(prefix))
-            if changes:
-                return ObjectChanges(revision=found.revision, changes=changes), found.revision + 1
+            if (changes := found.changes(prefix)) is not None:
+                return changes, found.revision + 1
         return None, max(place, self._revision + 1)
 
     # ---- parts
@@ -584,24 +583,27 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
     async def _change(self, what: Callable[[Changes], T]) -> T:
         """Do it in a transaction, then tell those who watch and remove what nobody needs."""
 
-        def work(txn: Transaction) -> tuple[T, Changes, ObjectChanges | None]:
+        def work(txn: Transaction) -> tuple[T, Changes, Done | None]:
             changes = Changes(self._environment, txn, self.versions, self._references)
             result = what(changes)
             return result, changes, changes.finish()
 
-        def after(result: tuple[T, Changes, ObjectChanges | None]) -> None:
+        def after(result: tuple[T, Changes, Done | None]) -> None:
             _, changes, done = result
             for ended in changes.ended:
-                ended.tell(self.versions.supersede)
+                if not self.versions.idle:
+                    ended.tell(self.versions.supersede)
+                elif blob := ended.head.blob_name:
+                    self.blobs.remove(blob)
             if done is not None:
                 self._tell(done)
-                if any(change.now and change.now.expires_at for change in done.changes):
+                if any(now is not None and now.expires_at for _, now in done.objects):
                     self._sooner.set()
 
         result, _, _ = await self._environment.write(work, after)
         return result
 
-    def _tell(self, done: ObjectChanges) -> None:
+    def _tell(self, done: Done) -> None:
         self._revision = done.revision
         self._history.append(done)
         self._news.tell()
