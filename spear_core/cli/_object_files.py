@@ -18,14 +18,16 @@ import trio
 from spear_core.api import NodeApi, ObjectReader, ObjectStat, TaskInfo
 from spear_core.cli._input import Pieces
 from spear_core.cli._terminal import note, write_through
-from spear_core.errors import StoreCorruptError
+from spear_core.errors import NodeUnreachableError, StoreCorruptError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["copy_to_stdout", "fetch_output", "get_into_file", "put_from"]
+__all__ = ["Put", "copy_to_stdout", "fetch_output", "get_into_file"]
 
 _BLOCK = 1 << 20
+_COMMIT_S = 60.0
+"""A node may have to hash and flush a very large object."""
 _BAR_FROM = 4 << 20
 """Bytes from which on a person may want to see how far it is."""
 
@@ -66,20 +68,40 @@ def _progress(name: str, size: int | None, *, done: int = 0) -> Iterator[Bar]:
         yield Bar(progress, progress.add_task("", total=size, completed=done))
 
 
-async def put_from(api: NodeApi, key: str, source: str, **options: Any) -> ObjectStat:
-    """Write the object out of a file, or out of stdin for ``-``.
+@attrs.define(eq=False)
+class Put:
+    """Writes an object out of a file, or out of stdin for ``-``."""
 
-    :param options: of :meth:`~spear_core.api.ObjectApi.create`. :raises click.UsageError: it
-        cannot be read.
-    """
-    with Pieces(None, source) as pieces:
-        size = _size_of(source)
-        async with api.objects.create(key, size=size, **options) as writer:
-            with _progress(key, size) as bar:
-                while piece := await pieces.next():
-                    await writer.write(piece)
-                    bar.moved(len(piece))
-            return await writer.commit()
+    api: NodeApi
+    key: str
+    source: str
+    stat: ObjectStat | None = None
+    """Set once it is written."""
+    committing: bool = False
+    """All was sent, and the node was asked to make it the new version."""
+
+    async def run(self, **options: Any) -> None:
+        """Do it, with the options of :meth:`~spear_core.api.ObjectApi.create`.
+
+        **Raises** :exc:`click.UsageError` when the source cannot be read. **Cancellation**: nothing
+        is written, unless it is ``committing``; then the answer is waited for, for a while.
+        """
+        with Pieces(None, self.source) as pieces:
+            size = _size_of(self.source)
+            async with self.api.objects.create(self.key, size=size, **options) as writer:
+                with _progress(self.key, size) as bar:
+                    while piece := await pieces.next():
+                        await writer.write(piece)
+                        bar.moved(len(piece))
+                await trio.lowlevel.checkpoint_if_cancelled()
+                self.committing = True
+                with trio.move_on_after(_COMMIT_S, shield=True) as patience:
+                    self.stat = await writer.commit()
+                if patience.cancelled_caught:
+                    raise NodeUnreachableError(
+                        f"the node has not answered for {_COMMIT_S:g} s; `spear objects stat "
+                        f"{self.key}` shows whether it was written"
+                    )
 
 
 def _size_of(source: str) -> int | None:

@@ -14,7 +14,7 @@ from spear_core.api import OCTETS, NodeApi, ObjectHolder, ObjectPage, ObjectStat
 from spear_core.cli._client import ask, talk
 from spear_core.cli._interrupt import Interrupt
 from spear_core.cli._listing import Column, age, duration, plain, print_json, show, size
-from spear_core.cli._object_files import copy_to_stdout, get_into_file, put_from
+from spear_core.cli._object_files import Put, copy_to_stdout, get_into_file
 from spear_core.cli._options import DURATION, Options, common_options, json_option, pass_options
 from spear_core.cli._terminal import note, visible, write_line
 
@@ -109,18 +109,19 @@ def put(
     """
 
     async def work(api: NodeApi, interrupt: Interrupt) -> ObjectStat | None:
+        put = Put(api, key, file)
         with interrupt.scope:
-            return await put_from(
-                api,
-                key,
-                file,
+            await put.run(
                 expect=expect,
                 ttl=ttl,
                 content_type=content_type or mimetypes.guess_type(file)[0] or OCTETS,
                 hashed=not no_hash,
             )
-        note("interrupted; nothing was written")
-        return None
+        if interrupt.happened and put.stat is not None:
+            note(f"interrupted too late: {key} is version {put.stat.version} already")
+        elif interrupt.happened:
+            note("interrupted; nothing was written")
+        return put.stat
 
     stat = talk(options, work)
     assert stat is not None
