@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from spear_core.api import (
     ObjectStore,
     PutKey,
     PutObject,
+    StoreMaintenance,
 )
 from spear_core.builtins import plugin as builtins
-from spear_core.errors import SpearError
+from spear_core.errors import ObjectNotFoundError, SpearError
 from spear_core.testing import make_context
 from spear_store_lmdb import plugin
 
@@ -75,6 +76,9 @@ class ObjectModel:
     def _as_expected(self, key: str, expect: int | None) -> bool:
         current = self.things[key].version if key in self.things else 0
         return expect is None or expect == current
+
+    def create(self, key: str, pieces: list[bytes], expect: int | None) -> bool:
+        return self.transact([("put", key, b"".join(pieces), expect)])
 
     def transact(self, operations: list[tuple[str, str, bytes, int | None]]) -> bool:
         names = [key for _, key, _, _ in operations]
@@ -148,6 +152,12 @@ object_steps = st.lists(
         st.tuples(st.just("release"), holders),
         st.tuples(st.just("pin"), few),
         st.tuples(st.just("unpin"), few),
+        st.tuples(st.just("create"), few, st.lists(values, max_size=3), expected),
+        st.tuples(st.just("abandon"), few, st.lists(values, max_size=3)),
+        st.tuples(st.just("snapshot")),
+        st.tuples(st.just("forget"), st.integers(0, 2)),
+        st.tuples(st.just("view"), few),
+        st.tuples(st.just("unview"), st.integers(0, 2)),
         st.tuples(st.just("reopen")),
     ),
     max_size=40,
@@ -186,10 +196,131 @@ async def same_objects(store: ObjectStore, model: ObjectModel) -> None:
         assert {h.name: h.refs for h in await store.holders(stat.key)} == thing.refs
         assert stat.sha256 == hashlib.sha256(thing.value).hexdigest()
         assert await store.get(stat.key) == (stat, thing.value)
+    usage = await store.usage()
+    assert (usage.objects, usage.bytes) == (
+        len(model.things),
+        sum(len(thing.value) for thing in model.things.values()),
+    )
     limited = await store.list("a", limit=2)
     wanted = [key for key in sorted(model.things) if key.startswith("a")]
     assert [stat.key for stat in limited.objects] == wanted[:2]
     assert (limited.next_key is None) == (len(wanted) <= 2)
+
+
+async def create_object(
+    store: ObjectStore, key: str, pieces: list[bytes], expect: int | None
+) -> bool:
+    """Whether it succeeded."""
+    async with store.create(key, expect=expect) as writer:
+        for piece in pieces:
+            await writer.write(piece)
+        try:
+            await writer.commit()
+        except SpearError:
+            return False
+    return True
+
+
+async def abandon_object(store: ObjectStore, key: str, pieces: list[bytes]) -> None:
+    async with store.create(key) as writer:
+        for piece in pieces:
+            await writer.write(piece)
+
+
+@attrs.define
+class Seen:
+    """Something that is held open, how to let it go, and what it has to show."""
+
+    held: Any
+    stack: AsyncExitStack
+    shown: dict[str, tuple[int, bytes]]
+
+
+class Watched:
+    """Snapshots and views that are open while other things happen."""
+
+    def __init__(self, store: ObjectStore, model: ObjectModel) -> None:
+        self.store = store
+        self.model = model
+        self.snapshots: list[Seen] = []
+        self.views: list[Seen] = []
+
+    async def snapshot(self) -> None:
+        shown = {key: (thing.version, thing.value) for key, thing in self.model.things.items()}
+        stack = AsyncExitStack()
+        held = await stack.enter_async_context(self.store.snapshot())
+        self.snapshots.append(Seen(held, stack, shown))
+
+    async def view(self, key: str) -> None:
+        stack = AsyncExitStack()
+        try:
+            held = await stack.enter_async_context(self.store.open(key))
+        except SpearError:
+            assert key not in self.model.things
+            return
+        thing = self.model.things[key]
+        self.views.append(Seen(held, stack, {key: (thing.version, thing.value)}))
+
+    async def forget(self, place: int) -> None:
+        if place < len(self.snapshots):
+            await self.snapshots.pop(place).stack.aclose()
+
+    async def unview(self, place: int) -> None:
+        if place < len(self.views):
+            await self.views.pop(place).stack.aclose()
+
+    async def close(self) -> None:
+        for seen in self.snapshots + self.views:
+            await seen.stack.aclose()
+
+    async def as_ever(self) -> None:
+        """Everything shows what it showed, and these versions alone can be seen."""
+        for seen in self.views:
+            ((_, (version, value)),) = seen.shown.items()
+            assert (seen.held.stat.version, seen.held.data.tobytes()) == (version, value)
+        for seen in self.snapshots:
+            page = await seen.held.list()
+            assert {stat.key: stat.version for stat in page.objects} == {
+                key: version for key, (version, _) in seen.shown.items()
+            }
+            assert [stat.key for stat in page.objects] == sorted(seen.shown)
+            for stat in page.objects:
+                assert await seen.held.get(stat.key) == (stat, seen.shown[stat.key][1])
+        visible = {
+            (key, version): value
+            for seen in self.snapshots + self.views
+            for key, (version, value) in seen.shown.items()
+        }
+        for key, thing in self.model.things.items():
+            visible[key, thing.version] = thing.value
+        for key in KEYS[:2]:
+            for version in range(1, self.model.versions.get(key, 0) + 1):
+                try:
+                    _, value = await self.store.get(key, version=version)
+                except ObjectNotFoundError:
+                    assert (key, version) not in visible
+                else:
+                    assert visible[key, version] == value
+
+
+async def take_step(watched: Watched, step: tuple[Any, ...]) -> None:
+    name, *arguments = step
+    if name in ("snapshot", "forget", "view", "unview"):
+        await getattr(watched, name)(*arguments)
+    elif name == "abandon":
+        await abandon_object(watched.store, *arguments)
+    else:
+        wanted = getattr(watched.model, name)(*arguments)
+        if name == "create":
+            assert await create_object(watched.store, *arguments) == wanted, step
+        else:
+            assert await call_objects(watched.store, step) == wanted, step
+
+
+async def all_in_order(store: ObjectStore) -> None:
+    """Nothing is left of what nobody can see: in the store's own accounts, and on disk."""
+    if isinstance(store, StoreMaintenance):
+        assert (await store.check()).problems == ()
 
 
 async def objects_as_the_model(opened: Opened, steps: list[Any], *, durable: bool) -> None:
@@ -197,18 +328,24 @@ async def objects_as_the_model(opened: Opened, steps: list[Any], *, durable: boo
     pending = list(steps)
     while True:
         async with opened() as store:
+            watched = Watched(store, model)
             await same_objects(store, model)
-            while pending:
-                step = pending.pop(0)
-                if step == ("reopen",):
-                    if durable:
-                        break
-                    continue
-                wanted = getattr(model, step[0])(*step[1:])
-                assert await call_objects(store, step) == wanted, step
-                await same_objects(store, model)
-            else:
-                return
+            try:
+                while pending:
+                    step = pending.pop(0)
+                    if step == ("reopen",):
+                        if durable:
+                            break
+                        continue
+                    await take_step(watched, step)
+                    await same_objects(store, model)
+                    await watched.as_ever()
+                else:
+                    await all_in_order(store)
+                    return
+            finally:
+                await watched.close()
+            await all_in_order(store)
 
 
 @pytest.mark.parametrize("spec", stores("object"))
