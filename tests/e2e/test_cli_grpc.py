@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +19,7 @@ from spear_core.cli._group import COMMANDS
 
 pytest.importorskip("spear_transport_grpc")
 
+SPEAR = str(Path(sys.executable).with_name("spear"))
 TRIED: set[str] = set()
 
 
@@ -139,7 +144,10 @@ def test_a_node_that_goes_away(node: Through) -> None:
     wait_for(node, "running")
     node.home.processes[0].kill()
     assert process.wait(15) == 4
-    assert len(process.stderr.read().splitlines()) == 1
+    (line,) = process.stderr.read().decode().splitlines()
+    assert "went away in the middle of InvokeFunction" in line
+    assert "may have run or not" in line
+    assert "no node answers" in node.spear("ps", status=4)
 
 
 def test_a_stream(node: Through) -> None:
@@ -148,6 +156,88 @@ def test_a_stream(node: Through) -> None:
     node.spear("deploy", str(script))
     told = node.home.spear("invoke", "upper", "--stream", "--node", node.url, stdin=b"abc\n" * 1000)
     assert (told.status, told.out) == (0, "ABC\n" * 1000), told.err
+
+
+def objects(node: Through, *args: str, status: int = 0) -> str:
+    return node.spear("objects", *args, status=status)
+
+
+@pytest.mark.parametrize("node", ["tcp"], indirect=True)
+def test_objects(node: Through) -> None:
+    big = node.home.folder / "big"
+    big.write_bytes(random.Random(1).randbytes(40_000_000))
+    assert objects(node, "put", "a/big", "big") == "a/big is version 1\n"
+    objects(node, "get", "a/big", "-o", "copy")
+    assert (node.home.folder / "copy").read_bytes() == big.read_bytes()
+    (node.home.folder / ".more.1.part").write_bytes(big.read_bytes()[:30_000_001])
+    objects(node, "get", "a/big", "-o", "more", "--resume")
+    assert (node.home.folder / "more").read_bytes() == big.read_bytes()
+
+    (node.home.folder / "small.txt").write_text("small")
+    objects(node, "put", "a/small", "small.txt", "--expect", "0")
+    refused = objects(node, "put", "a/small", "small.txt", "--expect", "0", status=6)
+    assert "version 1" in refused
+    assert objects(node, "get", "a/small") == "small"
+    assert json.loads(objects(node, "stat", "a/small", "--json"))["content_type"] == "text/plain"
+    listed = json.loads(objects(node, "ls", "a/", "--json"))
+    assert [stat["key"] for stat in listed] == ["a/big", "a/small"]
+    objects(node, "ref", "a/small", "--holder", "me")
+    assert "me" in objects(node, "holders", "a/small")
+    objects(node, "pin", "a/small")
+    objects(node, "unref", "a/small", "--holder", "me")
+    assert "collected" in objects(node, "unpin", "a/small")
+    assert "a/small" in objects(node, "stat", "a/small", status=3)
+    assert json.loads(objects(node, "df", "--json"))["objects"] == 1
+    objects(node, "rm", "a/big")
+
+
+@pytest.mark.parametrize("node", ["unix"], indirect=True)
+def test_objects_as_inputs_and_outputs(node: Through) -> None:
+    folder = node.home.folder / "double"
+    folder.mkdir()
+    (folder / "double.sh").write_text("#!/bin/sh\ncat >in; cat in in\n")
+    (folder / "double.sh").chmod(0o755)
+    node.spear("deploy", str(folder / "double.sh"))
+    data = node.home.folder / "data"
+    data.write_bytes(b"0123456789abcdef" * (1 << 17))
+    objects(node, "put", "somebody/data", str(data))
+    told = node.spear("invoke", "double", "--input-object", "somebody/data")
+    assert told.encode() == data.read_bytes() * 2
+    assert "nothing" in node.spear("invoke", "double", "--input-object", "nothing", status=3)
+    task_id = node.spear("invoke", "double", "--input-object", "somebody/data", "--async").strip()
+    node.home.wait_until(
+        lambda: json.loads(node.spear("ps", "--json"))[0]["state"] == "completed", "it has ended"
+    )
+    assert node.spear("result", task_id).encode() == data.read_bytes() * 2
+
+
+@pytest.mark.parametrize("node", ["tcp"], indirect=True)
+def test_a_client_that_is_killed_in_mid_put_leaves_nothing(node: Through) -> None:
+    putting = subprocess.Popen(
+        [SPEAR, "objects", "put", "a/x", "-", "--node", node.url],
+        env=node.home.environ(),
+        stdin=subprocess.PIPE,
+    )
+    node.home.processes.append(putting)
+    assert putting.stdin is not None
+    putting.stdin.write(bytes(4_000_000))
+    putting.stdin.flush()
+
+    def used() -> int:
+        return int(json.loads(objects(node, "df", "--json"))["bytes"])
+
+    node.home.wait_until(used, "the node has some of the value")
+    putting.kill()
+    putting.wait()
+    node.home.wait_until(lambda: not used(), "what was sent is gone")
+    assert json.loads(objects(node, "ls", "--json")) == []
+
+
+@pytest.mark.parametrize("node", ["unix"], indirect=True)
+def test_a_backup(node: Through) -> None:
+    objects(node, "put", "a/x", str(Path(__file__)))
+    node.spear("backup", str(node.home.folder / "backup"))
+    assert (node.home.folder / "backup").is_dir()
 
 
 def test_every_command_with_a_node_was_tried() -> None:

@@ -55,6 +55,8 @@ def test_a_client_in_node_js(home: Any, client: list[str], door: str) -> None:
 
     rich = seen["error"].pop("rich")
     assert "ArtifactNotFoundError" in rich
+    conflict = seen["objects"].pop("conflict")
+    assert (conflict["code"], "\n\x07current\x12\x011" in conflict["rich"]) == (10, True)
     assert seen["stream"].pop("task_id").startswith("t-")
     assert seen.pop("deadline") in ("TASK_STATE_TIMEOUT", 4)
     execution_id = seen["accepted"]["execution_id"]
@@ -63,6 +65,15 @@ def test_a_client_in_node_js(home: Any, client: list[str], door: str) -> None:
         "invoke": {"success": True, "output": "HELLO"},
         "accepted": {"endpoint": f"/status/{execution_id}", "execution_id": execution_id},
         "waited": {"state": "TASK_STATE_COMPLETED", "output": "LATER"},
+        "objects": {
+            "refused": 3,
+            "put": {"size": 5 << 20, "version": 1, "same": True},
+            "got": {"same": True, "type": "text/plain"},
+            "resumed": True,
+            "listed": ["js/value"],
+            "missing": 5,
+            "input": "WORD",
+        },
         "stream": {"output": "ONE\nTWO\nTHREE\n", "ended": True, "success": True},
         "cancelled": "TASK_STATE_CANCELLED",
         "abandoned": "TASK_STATE_CANCELLED",

@@ -5,13 +5,14 @@ const grpc = require("@grpc/grpc-js");
 const loader = require("@grpc/proto-loader");
 
 const [protos, address] = process.argv.slice(2);
-const files = ["function", "task", "artifact"].map((name) => `spear/v1/${name}.proto`);
+const files = ["function", "task", "artifact", "object"].map((name) => `spear/v1/${name}.proto`);
 const definition = loader.loadSync(files, { includeDirs: [protos], keepCase: true, enums: String });
 const { spear } = grpc.loadPackageDefinition(definition);
 const open = (name) => new spear.v1[name](address, grpc.credentials.createInsecure());
 const functions = open("FunctionService");
 const tasks = open("TaskService");
 const artifacts = open("ArtifactService");
+const store = open("ObjectService");
 
 const ask = (client, method, request, options = {}) =>
   new Promise((resolve, reject) =>
@@ -46,6 +47,63 @@ function stream(name, lines) {
     call.on("end", () => resolve(seen));
     call.write({ open: { function: name } });
   });
+}
+
+function put(key, pieces, { expect, commit }) {
+  return new Promise((resolve, reject) => {
+    const call = store.PutObject((error, answer) => (error ? reject(error) : resolve(answer)));
+    const size = pieces.reduce((sum, piece) => sum + piece.length, 0);
+    call.write({ header: { key, expect, size, content_type: "text/plain" } });
+    for (const chunk of pieces) call.write({ chunk });
+    if (commit) call.write({ commit: { size } });
+    call.end();
+  });
+}
+
+function get(request) {
+  return new Promise((resolve, reject) => {
+    const call = store.GetObject(request);
+    const pieces = [];
+    let stat;
+    call.on("data", (message) => {
+      if (message.stat) stat = message.stat;
+      if (message.chunk) pieces.push(message.chunk);
+    });
+    call.on("error", reject);
+    call.on("end", () => resolve({ stat, value: Buffer.concat(pieces) }));
+  });
+}
+
+async function objects() {
+  const pieces = Array.from({ length: 20 }, (_, n) => Buffer.alloc(1 << 18, n));
+  const value = Buffer.concat(pieces);
+  const sha256 = require("crypto").createHash("sha256").update(value).digest("hex");
+  const seen = {};
+  seen.refused = await put("js/value", pieces, {}).then(
+    () => 0,
+    (error) => error.code,
+  );
+  const stat = await put("js/value", pieces, { expect: { version: 0 }, commit: true });
+  seen.put = { size: Number(stat.size), version: Number(stat.version), same: stat.sha256 === sha256 };
+  const got = await get({ key: "js/value" });
+  seen.got = { same: got.value.equals(value), type: got.stat.content_type };
+  const offset = 3_000_000;
+  const rest = await get({ key: "js/value", version: got.stat.version, offset });
+  seen.resumed = rest.value.equals(value.subarray(offset));
+  const conflict = put("js/value", pieces, { expect: { version: 0 }, commit: true });
+  seen.conflict = await conflict.catch((error) => ({
+    code: error.code,
+    rich: error.metadata.get("grpc-status-details-bin")[0].toString("latin1"),
+  }));
+  const page = await ask(store, "ListObjects", { prefix: "js/" });
+  seen.listed = page.objects.map((each) => each.key);
+  const answer = await ask(functions, "InvokeFunction", { function: "upper", input_object: "js/word" })
+    .catch((error) => error.code);
+  seen.missing = answer;
+  await put("js/word", [Buffer.from("word")], { commit: true });
+  const task = await ask(functions, "InvokeFunction", { function: "upper", input_object: "js/word" });
+  seen.input = task.result.output.toString();
+  return seen;
 }
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -104,6 +162,7 @@ async function main() {
   const task = await ask(tasks, "GetTask", { task_id: accepted.task_id, wait: true });
   seen.waited = { state: task.state, output: task.result.output.toString() };
 
+  seen.objects = await objects();
   seen.stream = await stream("upper", ["one\n", "two\n", "three\n"]);
   seen.cancelled = await cancelled();
   seen.abandoned = await abandoned();

@@ -67,6 +67,10 @@ async def connect(url: str) -> AsyncIterator[NodeApi]:
             except RpcError as error:
                 if error.code in (StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED):
                     raise NodeUnreachableError(f"what answers at {where} is no node") from error
+                if error.code is StatusCode.UNAVAILABLE:
+                    raise NodeUnreachableError(
+                        f"no node answers at {where}: {error.details}"
+                    ) from error
                 raise status_to_error(error, where) from error
             except trio.TooSlowError:
                 raise NodeUnreachableError(
