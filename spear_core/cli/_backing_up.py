@@ -1,4 +1,4 @@
-"""Backups and restores for the command line: of a node that runs or not, as directory or file."""
+"""Backups, restores and checks for the command line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from spear_core.errors import InvalidRequestError, NodeUnreachableError
 from spear_core.node._backup_archive import is_archive, pack_archive
 from spear_core.node._backup_files import disk_trouble, remove_tree
 from spear_core.node._backup_manifest import read_manifest
+from spear_core.node._fsck import StateReport, check_state
 from spear_core.node._node_backup import back_up_stopped
 from spear_core.node._restore import RestoreReport, restore_backup
 from spear_core.node.paths import StatePaths
 from spear_core.plugins import Plugins
 
-__all__ = ["make_backup", "restore"]
+__all__ = ["check", "make_backup", "restore"]
 
 Load = Callable[[], tuple[NodeSettings, Plugins]]
 _TIDYING_S = 60.0
@@ -119,5 +120,25 @@ async def restore(backup: Path, *, state_dir: Path, force: bool, load: Load) -> 
                     settings, plugins, StatePaths(state_dir), backup, force=force, tell=doing.tell
                 )
         note("interrupted; nothing was restored")
+        interrupt.check()
+    raise AssertionError("only an interrupt leads here")
+
+
+async def check(*, state_dir: Path, repair: bool, remove_damaged: bool, load: Load) -> StateReport:
+    """Check a state directory."""
+    doing = _Doing()
+    settings, plugins = load()
+    async with watch_interrupts() as interrupt:
+        with interrupt.scope:
+            async with show_progress(f"checking {state_dir}", doing.ask):
+                return await check_state(
+                    settings,
+                    plugins,
+                    StatePaths(state_dir),
+                    repair=repair,
+                    remove_damaged=remove_damaged,
+                    tell=doing.tell,
+                )
+        note("interrupted")
         interrupt.check()
     raise AssertionError("only an interrupt leads here")

@@ -374,14 +374,37 @@ async def test_files_that_nobody_needs(tmp_path: Path) -> None:
             (blobs / ("0" * 32)).write_bytes(b"left")
             (blobs / "README").write_bytes(b"somebody's own")
             report = await checked(store)
-            assert [problem.where for problem in report.problems] == ["the file " + "0" * 32]
+            assert [problem.where for problem in report.problems] == [
+                "the file " + "0" * 32,
+                f"the file {blobs / 'README'}",
+            ]
             assert len(list(blobs.iterdir())) == 5
-            assert (await checked(store, repair=True)).sound
+            left, foreign = (await checked(store, repair=True)).problems
+            assert (left.repaired, foreign.repaired) == (True, False), "it is not ours to remove"
             assert len(list(blobs.iterdir())) == 4
+            (blobs / "README").unlink()
             async with store.open("k", version=1) as again:
                 assert again.data == view.data == LARGE
             await writer.commit()
-        assert len(list(blobs.iterdir())) == 3
+        assert len(list(blobs.iterdir())) == 2
+        assert (await checked(store)).problems == ()
+
+
+async def test_a_check_finds_what_a_crash_has_left(tmp_path: Path) -> None:
+    """A store that is opened to be checked sweeps nothing, and collects nothing."""
+    context = make_context(tmp_path)
+    checking = attrs.evolve(context, checking=True)
+    async with objects(tmp_path):
+        pass
+    blobs = context.state_dir / "objects" / "blobs"
+    (blobs / ("0" * 32)).write_bytes(b"left")
+    async with open_lmdb_objects(checking, LmdbObjectsConfig()) as store:
+        await store.put("k", b"1", ttl=0.01)
+        await trio.sleep(0.2)
+        report = await checked(store)
+        assert [problem.where for problem in report.problems] == ["the file " + "0" * 32]
+        assert (await store.usage()).objects == 1
+        assert (await checked(store, repair=True)).sound
         assert (await checked(store)).problems == ()
 
 

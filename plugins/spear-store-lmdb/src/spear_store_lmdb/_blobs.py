@@ -180,6 +180,10 @@ class Blobs:
         """The files that look like ours."""
         return [entry.name for entry in os.scandir(self._folder) if _NAME.fullmatch(entry.name)]
 
+    def foreign(self) -> list[Path]:
+        """The others."""
+        return sorted(path for path in self._folder.iterdir() if not _NAME.fullmatch(path.name))
+
     def in_use(self, name: str) -> bool:
         """Whether it is being written, or will be removed in any case."""
         return name in self._young or name in self._held

@@ -23,6 +23,7 @@ from ._object_check import ObjectCheck
 __all__ = [
     "backup_objects",
     "check_objects",
+    "foreign",
     "orphans",
     "remove_orphans",
     "repair_objects",
@@ -100,6 +101,12 @@ def orphans(names: Iterable[str], *, repaired: bool) -> tuple[StoreProblem, ...]
         StoreProblem(where=f"the file {name}", what="belongs to no object", repaired=repaired)
         for name in names
     )
+
+
+def foreign(paths: Iterable[Path]) -> tuple[StoreProblem, ...]:
+    """The problems that files are which nobody here has made."""
+    what = "is none of the store's; move it away"
+    return tuple(StoreProblem(where=f"the file {path}", what=what) for path in paths)
 
 
 def remove_orphans(blobs: Blobs, names: Iterable[str]) -> None:

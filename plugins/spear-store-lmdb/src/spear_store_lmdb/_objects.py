@@ -64,6 +64,7 @@ from ._object_changes import DATABASES, Changes, Done, Prepared, full
 from ._object_maintenance import (
     backup_objects,
     check_objects,
+    foreign,
     orphans,
     remove_orphans,
     repair_objects,
@@ -93,9 +94,12 @@ _TTL = struct.Struct("<d")
 
 @asynccontextmanager
 async def open_objects(
-    folder: Path, config: LmdbObjectsConfig, log: logging.Logger
+    folder: Path, config: LmdbObjectsConfig, log: logging.Logger, *, checking: bool = False
 ) -> AsyncGenerator[ObjectStore, None]:
-    """The store of a folder, made if there is none. Removes files that a crash has left."""
+    """The store of a folder, made if there is none. Removes files that a crash has left.
+
+    :param checking: remove nothing, what has expired neither.
+    """
     durable = config.objects_durability == "system"
     async with open_environment(
         folder,
@@ -107,6 +111,9 @@ async def open_objects(
     ) as environment:
         blobs = Blobs(folder / "blobs", durable=durable)
         store = LmdbObjectStore(environment, blobs, config, log)
+        if checking:
+            yield store
+            return
         store.sweep()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.collect_expired)
@@ -482,7 +489,9 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         strays = await self._strays()
         if repair:
             remove_orphans(self.blobs, strays)
-        return attrs.evolve(report, problems=report.problems + orphans(strays, repaired=repair))
+        others = await trio.to_thread.run_sync(self.blobs.foreign, limiter=self.threads)
+        problems = (*report.problems, *orphans(strays, repaired=repair), *foreign(others))
+        return attrs.evolve(report, problems=problems)
 
     async def _repair(self, damaged: Mapping[str, str]) -> StoreReport:
         def work(txn: Transaction) -> tuple[StoreReport, Done | None, int]:

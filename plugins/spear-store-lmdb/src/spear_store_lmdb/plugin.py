@@ -39,7 +39,9 @@ async def open_lmdb_objects(
     """The objects in the plugin's state directory."""
     from ._objects import open_objects
 
-    async with open_objects(context.state_dir / "objects", config, context.log) as store:
+    async with open_objects(
+        context.state_dir / "objects", config, context.log, checking=context.checking
+    ) as store:
         yield store
 
 
