@@ -42,6 +42,7 @@ class _CallHead(msgspec.Struct, forbid_unknown_fields=True):
     idempotency_key: str = ""
     context: dict[str, str] = {}
     detached: bool = False
+    input_object: str = ""
 
 
 class _TaskHead(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,6 +81,7 @@ def _request(name: str, payload: bytes) -> InvokeRequest:
         idempotency_key=head.idempotency_key,
         context=head.context,
         detached=head.detached,
+        input_object=head.input_object,
     )
 
 

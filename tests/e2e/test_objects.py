@@ -68,6 +68,11 @@ def fill(count: str) -> bytes:
 @function
 def relay(count: str, ctx: Context) -> str:
     return str(len(ctx.invoke("f:fill", count)))
+
+
+@function
+def pass_on(key: str, ctx: Context) -> str:
+    return str(ctx.invoke("f:size", input_object=key))
 """
 
 
@@ -301,6 +306,10 @@ def test_inputs_and_outputs_that_are_objects(home: Any, start: Any, big: Path) -
     told = home.spear("invoke", "f:size", "--input-object", "a/in")
     assert (told.status, told.out) == (0, str(MUCH)), told.err
     assert home.spear("invoke", "f:size", "--input-object", "a/none").status == 3
+    refused = home.spear("invoke", "f:pass_on", "--input", "/a/in")
+    assert (refused.status, "f may not read" in refused.err) == (1, True), refused.err
+    spear(home, "put", "f/own", "-", stdin=b"12345")
+    assert home.spear("invoke", "f:pass_on", "--input", "own").out == "5"
     both = home.spear("invoke", "f:size", "--input-object", "a/in", "--input", "x")
     assert both.status == 2
     told = home.spear("invoke", "f:fill", "--input", str(3 << 20))

@@ -185,3 +185,13 @@ def test_the_readme_shows_what_works() -> None:
     assert greet is not None
     exec(re.sub(r"^> ?", "", greet[1], flags=re.MULTILINE), names)
     assert run(names["greet"], "Ada").text == "Hello, Ada!"
+
+
+def test_an_object_is_the_input_of_another_function() -> None:
+    context = FakeContext(functions={"up": on_trio}, objects={"word": b"abc"})
+    assert context.invoke("up", input_object="word") == "ABC"
+    assert context.invoke("up", input_object="word", content_type="text/plain") == "ABC"
+    assert context.invoked == [("up", b"abc")] * 2
+    with pytest.raises(HostcallError) as missing:
+        context.invoke("up", input_object="nothing")
+    assert missing.value.code == "not_found"

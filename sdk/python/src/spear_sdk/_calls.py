@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         idempotency_key: str
         context: Mapping[str, str]
         content_type: str
+        input_object: str
+        """The key of an object to take as the input, as :attr:`Context.objects` has it."""
 
 
 __all__ = ["StartedCall", "decode_result", "encode_call"]
@@ -76,6 +78,7 @@ def encode_call(
     idempotency_key: str = "",
     context: Mapping[str, str] | None = None,
     content_type: str = "",
+    input_object: str = "",
 ) -> bytes:
     """The payload of ``functions.invoke`` and ``functions.start``.
 
@@ -93,6 +96,10 @@ def encode_call(
         head["idempotency_key"] = idempotency_key
     if context:
         head["context"] = dict(context)
+    if input_object:
+        head["input_object"] = input_object
+        if not content_type:
+            del head["content_type"]  # that of the object
     return _join(head, payload)
 
 

@@ -205,7 +205,7 @@ class Context:
         :param function: ``artifact[@version][:entry]``. :param value: its input: bytes as they
             are, text as UTF-8, None as nothing, anything else as JSON. :param options:
             ``timeout`` (seconds), ``detached``, ``priority``, ``idempotency_key``, ``context``,
-            ``content_type``.
+            ``content_type``, ``input_object`` (with no ``value``).
 
         Returns JSON as its value, text as ``str``, anything else as bytes. The call is a task of
         its own, with no more time than this one has left; it is cancelled with this one unless

@@ -98,6 +98,9 @@ class _FakeHost:
         if name == "functions.wait":
             answer = self._started[head["task_id"]]
         else:
+            if key := head.get("input_object"):
+                found, value = _calls._split(self.objects.call("objects.get", _calls._join({"key": key})))
+                head.setdefault("content_type", found["stat"]["content_type"])
             task_id = f"test-task-{len(self.invoked) + 1}"
             self.invoked.append((head["function"], value))
             answer = self._run(task_id, head, value)
