@@ -99,7 +99,8 @@ class _FakeHost:
             answer = self._started[head["task_id"]]
         else:
             if key := head.get("input_object"):
-                found, value = _calls._split(self.objects.call("objects.get", _calls._join({"key": key})))
+                asked = _calls._join({"key": key})
+                found, value = _calls._split(self.objects.call("objects.get", asked))
                 head.setdefault("content_type", found["stat"]["content_type"])
             task_id = f"test-task-{len(self.invoked) + 1}"
             self.invoked.append((head["function"], value))
