@@ -212,7 +212,9 @@ class RunQueue:
             line.waiting -= 1
             turn.state = TurnState.IDLE
             if state is TurnState.QUEUED:
-                line.flows[turn.priority].bury()
+                self._bury(line.flows[turn.priority])
+                if turn.caller.aside:  # it may have been let back in place of the next of them
+                    self._take_back(turn.caller)
             else:
                 turn.caller.bury()
         else:
@@ -238,9 +240,14 @@ class RunQueue:
         if first or not flow.stamp:
             self._push(flow)
 
+    def _bury(self, flow: Flow) -> None:
+        flow.bury()
+        if not flow.any_left():
+            self._unready(flow)
+
     def _push(self, flow: Flow) -> None:
         """Give a flow its entry among the ready ones, in place of an older one."""
-        if not flow.heap:  # all of it was withdrawn
+        if not flow.any_left():
             self._unready(flow)
             return
         priority = flow.priority
@@ -262,11 +269,13 @@ class RunQueue:
         """Something has changed for a line: its flows may be ready again, at another place."""
         if not line.open:
             return
-        for flow in line.flows.values():
-            if flow.heap and not flow.stamp:
-                # Time at the limit earns no claim to more than its share afterwards.
-                line.virtual = max(line.virtual, self._virtual)
-                self._push(flow)
+        back = [flow for flow in line.flows.values() if flow.heap and not flow.stamp]
+        if back and line.virtual < self._virtual:
+            # Time at the limit earns no claim to more than its share afterwards.
+            line.virtual = self._virtual
+            back = [flow for flow in line.flows.values() if flow.heap]  # all of them stand by it
+        for flow in back:
+            self._push(flow)
 
     def _dispatch(self) -> None:
         """Grant slots as long as there is one and somebody who may have it.
@@ -342,8 +351,7 @@ class RunQueue:
                 heapq.heappop(flow.heap)
                 flow.line.waiting -= 1
                 self._unready(flow)
-                if flow.heap:
-                    self._new_head(flow, now)
+                self._new_head(flow, now)
                 return head
         return None
 

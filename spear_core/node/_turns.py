@@ -96,6 +96,14 @@ class Flow:
                 return turn
         return None
 
+    def any_left(self) -> bool:
+        """Whether any entry's turn still waits here; without one, there are no entries either."""
+        if self.dead < len(self.heap):
+            return True
+        self.heap.clear()
+        self.dead = 0
+        return False
+
     def bury(self) -> None:
         """One entry's turn was withdrawn; clear up now and then."""
         self.dead += 1
