@@ -8,6 +8,7 @@ from pathlib import Path
 from spear_core import errors
 
 TEXT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+GRPC = (Path(__file__).parents[2] / "docs" / "grpc.md").read_text("utf-8")
 CLASSES = [
     value
     for name in errors.__all__
@@ -32,3 +33,14 @@ def test_every_error_is_there_with_its_code_and_whether_to_come_again() -> None:
 
 def test_each_has_a_meaning() -> None:
     assert not [name for name, row in documented().items() if len(row[2]) < 30]
+
+
+def test_grpc_names_every_error_beside_its_status() -> None:
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \| (.+?) \| .*\|$", GRPC, re.MULTILINE)
+    known = {cls.__name__: cls for cls in CLASSES}
+    found = set()
+    for statuses, reasons in rows:
+        for name in set(re.findall(r"`(\w+Error)`", reasons)):
+            assert known[name].code.upper() in statuses, name
+            found.add(name)
+    assert found >= {c.__name__ for c in CLASSES if not (c in FAMILIES or c.__subclasses__())}
