@@ -31,8 +31,10 @@ def _exceeded(limits: TreeLimits) -> str | None:
     pids = tree.descendants(os.getpid())
     if limits.processes is not None and len(pids) > limits.processes:
         return f"processes {len(pids)}"
-    if limits.memory is not None and (used := tree.memory(pids)) > limits.memory:
-        return f"memory {used}"
+    if limits.memory is not None and tree.memory(pids) > limits.memory:
+        used = tree.own_memory(pids)
+        if used > limits.memory:
+            return f"memory {used}"
     return None
 
 
