@@ -360,6 +360,23 @@ async def objects_as_the_model(opened: Opened, steps: list[Any], *, durable: boo
         ("release", "h"),
     ]
 )
+@example(  # an old version in a file, seen by a view, by a snapshot, by both, by nobody
+    steps=[
+        ("transact", [("put", "a", b"x" * 70_000, None), ("put", "a/1", b"x" * 70_000, None)]),
+        ("view", "a"),
+        ("snapshot",),
+        ("create", "a", [b"1"], None),
+        ("transact", [("delete", "a/1", b"", None)]),
+        ("forget", 0),
+        ("snapshot",),
+        ("unview", 0),
+        ("transact", [("put", "a", b"x" * 70_000, None)]),
+        ("view", "a"),
+        ("transact", [("delete", "a", b"", None)]),
+        ("abandon", "a", [b"22"]),
+        ("unview", 0),
+    ]
+)
 def test_objects(spec: Any, steps: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         durable = spec.name != "memory"
