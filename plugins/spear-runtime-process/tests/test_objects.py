@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import struct
+import textwrap
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -29,6 +30,7 @@ from spear_core.builtins.objects import NAMES, ObjectsConfig, open_objects
 from spear_core.errors import InstanceLostError
 from spear_core.testing import make_context
 from spear_runtime_process._machine import look_around
+from spear_sdk.testing import FakeContext
 
 MIB = 1 << 20
 Single = Callable[..., AbstractAsyncContextManager[Any]]
@@ -368,3 +370,78 @@ async def test_several_executions_of_one_worker_at_once(
             nursery.start_soon(run, number)
     assert answers == [[True, True]] * 8
     assert len((await store.list("k/")).objects) == 8
+
+
+SCENARIO = """
+    from spear_sdk import Check, Delete, HostcallError, Put
+
+    def scenario(objects):
+        told = []
+
+        def tell(what):
+            try:
+                found = what()
+            except HostcallError as error:
+                found = [type(error).__name__, error.code, getattr(error, "current", None)]
+            if hasattr(found, "stat"):
+                found = [bytes(found).decode(), found.stat]
+            flat = lambda x: [flat(y) for y in x] if isinstance(x, list) else (
+                [x.key, x.version, x.size, x.sha256, x.content_type, x.refs, x.pinned]
+                if hasattr(x, "sha256") else x
+            )
+            told.append(flat(found))
+
+        def write(key, **options):
+            with objects.create(key, **options) as writer:
+                writer.write(b"piece ")
+                writer.write(b"by piece")
+            return writer.stat
+
+        def read(key):
+            with objects.open(key) as reader:
+                reader.seek(2)
+                return [reader.read(3).decode(), reader.read().decode(), reader.stat]
+
+        tell(lambda: objects.get("k"))
+        tell(lambda: objects.put("k", b"one", expect=0, content_type="text/plain"))
+        tell(lambda: objects.put("k", b"two", expect=0))
+        tell(lambda: objects.put("k", b"two", expect=1, hashed=False))
+        tell(lambda: objects.get("k"))
+        tell(lambda: objects.get("k", version=1))
+        tell(lambda: objects.stat("k"))
+        tell(lambda: objects.put("k", b"three", expect="0" * 64))
+        tell(lambda: objects.add_ref("k"))
+        tell(lambda: objects.pin("k"))
+        tell(lambda: objects.remove_ref("k"))
+        tell(lambda: objects.remove_ref("k"))
+        tell(lambda: objects.unpin("k"))
+        tell(lambda: objects.unpin("k"))
+        tell(lambda: objects.put("k", b"back"))
+        tell(lambda: write("w", expect=0))
+        tell(lambda: write("w", expect=0))
+        tell(lambda: write("w", content_type="text/plain"))
+        tell(lambda: read("w"))
+        tell(lambda: objects.transact(Put("a", b"1"), Delete("k"), Check("x", 0)))
+        tell(lambda: objects.transact(Put("a", b"2"), Check("w", 1)))
+        tell(lambda: objects.transact(Delete("nobody")))
+        tell(lambda: objects.list())
+        tell(lambda: objects.list("w", limit=1))
+        tell(lambda: objects.list(after="a"))
+        tell(lambda: objects.delete("w", expect=1))
+        tell(lambda: objects.delete("w"))
+        tell(lambda: objects.delete("w"))
+        return told
+"""
+
+
+async def test_the_test_kit_answers_as_a_node_does(
+    place: Any, single: Single, make_request: Any, store: ObjectStore
+) -> None:
+    source = textwrap.dedent(SCENARIO)
+    names: dict[str, Any] = {}
+    exec(source, names)
+    expected = json.loads(json.dumps(names["scenario"](FakeContext().objects)))
+    main = "from spear_sdk import function\n@function\ndef main(ctx): return scenario(ctx.objects)"
+    artifact = place.artifact("agent.py", source + main)
+    async with single(artifact) as instance:
+        assert output_of(await instance.execute(make_request())) == expected
