@@ -48,8 +48,9 @@ class MessageKind(enum.IntEnum):
     """A message that wants no answer, such as a log entry."""
 
 
-class MessageFlag(enum.IntFlag):
-    """What is special about a message."""
+class MessageFlag(enum.IntEnum):
+    """What is special about a message. Combinations are plain numbers: the operators of an
+    ``IntFlag`` cost more than moving a small message."""
 
     NONE = 0
     END_STREAM = 1

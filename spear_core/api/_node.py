@@ -54,10 +54,14 @@ class TaskState(enum.Enum):
     CANCELLED = "cancelled"
     TIMEOUT = "timeout"
 
-    @property
-    def is_final(self) -> bool:
-        """True when the task will not change any more."""
-        return self not in (TaskState.PENDING, TaskState.RUNNING, TaskState.RETRYING)
+    is_final: bool
+    """True when the task will not change any more."""
+
+    def __init__(self, value: str) -> None:
+        self.is_final = value not in ("pending", "running", "retrying")
+
+    # There is one of each: their identity does, and Enum's own hash is a call of Python.
+    __hash__ = object.__hash__
 
 
 class InstanceState(enum.Enum):

@@ -277,7 +277,7 @@ class LocalNode(NodeApi):
                 f"the input has {len(request.payload)} bytes; {most} are allowed "
                 "(execution.max_input_bytes)"
             )
-        if max(map(len, _short_fields(request))) > _LONGEST_FIELD:
+        if len("".join(_short_fields(request))) > _LONGEST_FIELD:  # one may be too long
             self._refuse_long_field(request)
         if request.context:
             length = sum(len(key) + len(value) for key, value in request.context.items())

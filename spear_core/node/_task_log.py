@@ -27,16 +27,18 @@ class TaskLog:
     """One task's log. Appending never blocks for long and never fails; what can't be written is
     counted, and the reader is told at the end."""
 
+    # Of the class as long as they are as they began: most tasks log nothing.
+    _descriptor = -1
+    _size = 0
+    _entries = 0
+    _dropped = 0
+    _drop_reason = ""
+    _closed = False
+    _changed: trio.Event | None = None
+
     def __init__(self, path: str, *, max_bytes: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._descriptor = -1
-        self._size = 0
-        self._entries = 0
-        self._dropped = 0
-        self._drop_reason = ""
-        self._closed = False
-        self._changed: trio.Event | None = None
 
     def append(
         self, execution_id: str, message: str, *, level: str, source: str, trace_id: str = ""
@@ -95,6 +97,8 @@ class TaskLog:
 
     def close(self) -> None:
         """No more entries come; readers that wait are told."""
+        if self._closed:
+            return
         self._closed = True
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1

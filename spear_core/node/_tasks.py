@@ -142,7 +142,7 @@ class Task:
 
     def move(self, state: TaskState) -> None:
         """Change the state; an illegal change is a bug of ours and raises ``AssertionError``."""
-        if state not in _NEXT.get(self.state, ()):
+        if self.state.is_final or state not in _NEXT[self.state]:
             raise AssertionError(f"task {self.id}: {self.state.value} → {state.value}")
         self.state = state
         if state is TaskState.RUNNING:
