@@ -2,9 +2,12 @@
 
 A task that is journaled has a :class:`TaskEntry` (``Task.record``); on a node whose stores do not
 last, none has, and nothing here is called. What callers are told is on disk by then: the
-acceptance before the answer to an ``async`` call and before anything of a task begins, the end
+acceptance before the answer to an ``async`` call and before anything of the task begins, the end
 before its result is given to anybody. That a guest is about to begin is on disk before it does,
-unless it may run twice (``idempotent``) or its caller would be gone with the node anyway.
+unless it may run twice (``idempotent``).
+
+A task that is *attached*, to a caller who waits for it and would be gone with the node, never runs
+again in another one. So its input is not written, and its first steps when there is time.
 """
 
 from __future__ import annotations
@@ -110,11 +113,21 @@ class TaskEntry:
     # Acceptance ----------------------------------------------------------------------------------
 
     def accept(self) -> None:
-        """Have the task and its input written. A failure is final: the task was not accepted."""
+        """Have the task written, and its input, if another run of the node could need it.
+
+        For whoever waits for the acceptance, a failure is final: the task was not accepted.
+        """
         task = self._task
+        if self.attached:
+            # Its caller is told nothing before its end: so nothing waits for this write, unless
+            # the store is in trouble and would take the end as little.
+            strict = self._journal.writer.failing is not None
+            write = self._submit([self._state()], keep=not strict)
+            self._accepted = write if strict else None
+            return
         self.input = Place.of(task.payload)
         if self.input is Place.OBJECT:
-            self._accepted = Write(task.id, keep=False)
+            self._accepted = self._journal.writer.promise(task.id, keep=False)
             self._journal.background.start_soon(self._put_input, self._accepted)
             return
         self._accepted = self._submit(self._with_input(), keep=False)
@@ -146,6 +159,7 @@ class TaskEntry:
             then(None)
         else:
             accepted.then = then
+            accepted.hurry()
 
     async def accepted(self) -> None:
         """Wait until the acceptance is on disk. **Raises** what the store said."""
@@ -179,7 +193,7 @@ class TaskEntry:
         result = self._task.result
         self.output = Place.of(result.output) if result is not None else Place.NOWHERE
         if result is not None and self.output is Place.OBJECT:
-            self._last = Write(self._task.id, keep=True)
+            self._last = self._journal.writer.promise(self._task.id, keep=True)
             self._journal.background.start_soon(self._put_output, self._last, result)
             return
         self._submit(self._at_end())

@@ -2,7 +2,8 @@
 
 Whatever is ready at the same time goes into as few transactions as possible, and they go to disk
 together; what comes in meanwhile is the next batch. So one write costs one flush when nothing else
-is going on, and a small share of one under load.
+is going on, and a small share of one under load. What nobody waits for takes its time: a task that
+is over in a few milliseconds is written once, not at every step.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from spear_core.stores import MAX_CHANGES
 
 __all__ = ["StoreWriter", "Write"]
 
+_AT_LEISURE_S = 0.005
+"""How long a write may wait that nobody waits for."""
 _AGAIN_S = 1.0
 """Until what could not be written is tried again."""
 _HISTORY = 1_000
@@ -38,6 +41,8 @@ class Write:
     """Changes that belong together, on their way to disk; made by :class:`StoreWriter`."""
 
     owner: str
+    hurry: Callable[[], None] = attrs.field(repr=False)
+    """Have it written soon: somebody waits."""
     keep: bool
     """Try again for as long as it fails; else it fails once and is given up."""
     changes: dict[bytes, MetadataChange] = attrs.field(factory=dict)
@@ -65,6 +70,7 @@ class Write:
                 ) from self.error
             if self._told is None:
                 self._told = trio.Event()
+            self.hurry()
             await self._told.wait()
 
     def tell(self, error: SpearError | None) -> None:
@@ -91,6 +97,7 @@ class StoreWriter:
         self._stuck: dict[str, Write] = {}
         """Kept ones that have failed; the next attempt takes them with it."""
         self._news = trio.Event()
+        self._hurry = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
         self._revision = 0
@@ -98,10 +105,17 @@ class StoreWriter:
         self._compacted: int | None = None
         """When it was, last."""
 
+        self.failing: SpearError | None = None
+        """Why the last write failed; ``None``: it did not."""
+
     @property
     def trouble(self) -> int:
         """How many writes wait for the store to take them again."""
         return len(self._stuck)
+
+    def promise(self, owner: str, *, keep: bool) -> Write:
+        """A write for later (:meth:`submit`), that can be waited for now."""
+        return Write(owner, self._hurry_up, keep)
 
     def submit(
         self,
@@ -113,11 +127,11 @@ class StoreWriter:
     ) -> Write:
         """Have changes written. One of the same owner that has not begun takes them along.
 
-        :param promised: a :class:`Write` that somebody waits for already.
+        :param promised: what :meth:`promise` gave.
         """
         write = self._waiting.get(owner) or self._stuck.pop(owner, None)
         if write is None:
-            write = promised if promised is not None else Write(owner, keep)
+            write = promised if promised is not None else self.promise(owner, keep=keep)
         elif promised is not None:
             write.older.append(promised)
         self._waiting[owner] = write
@@ -130,7 +144,11 @@ class StoreWriter:
 
     async def flushed(self) -> None:
         """Wait until nothing is waiting to be written, but for what is stuck."""
+        self._hurry_up()
         await self._idle.wait()
+
+    def _hurry_up(self) -> None:
+        self._hurry.set()
 
     async def run(self) -> None:
         """Write for ever."""
@@ -140,6 +158,10 @@ class StoreWriter:
                 with trio.move_on_after(_AGAIN_S if self._stuck else float("inf")):
                     await self._news.wait()
             self._news = trio.Event()
+            if self._waiting:
+                with trio.move_on_after(_AT_LEISURE_S):
+                    await self._hurry.wait()
+            self._hurry = trio.Event()
             if self._stuck:
                 await self._try_again()
             if self._waiting:
@@ -179,6 +201,7 @@ class StoreWriter:
             for write in writes:
                 self._failed(write, error)
             return
+        self.failing = None
         self._revision = max(self._revision, result.revision)
         for write in writes:
             write.tell(None)
@@ -188,6 +211,7 @@ class StoreWriter:
             await self._compact(self._revision - _HISTORY)
 
     def _failed(self, write: Write, error: SpearError) -> None:
+        self.failing = error
         if write.keep and not isinstance(error, InvalidRequestError):
             if not self._stuck:
                 self._log.error("what becomes of tasks cannot be written down: %s", error)

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from spear_core.api import (
     Artifact,
@@ -220,7 +221,9 @@ class Disk:
         self.objects: ObjectStore = MemoryObjectStore(max_bytes=256 << 20)
 
     async def copy(self) -> Disk:
-        """As it is now."""
+        """As it is now, with what is written at leisure."""
+        await trio.sleep(0.1)
+        await trio.testing.wait_all_tasks_blocked()
         other = Disk()
         for item in (await self.metadata.range(limit=100_000)).items:
             await other.metadata.put(item.key, item.value)

@@ -243,7 +243,8 @@ async def test_nothing_is_told_or_begun_before_the_acceptance_is_on_disk(
             disk.metadata.gate = trio.Event()
             nursery.start_soon(call)
             await trio.testing.wait_all_tasks_blocked()
-            assert (answers, began) == ([], [])
+            assert answers == []
+            assert not began or mode is ExecutionMode.SYNC, "a caller waits, who is told at the end"
             disk.metadata.gate.set()
         assert len(answers) == 1
 
@@ -310,7 +311,7 @@ async def test_a_full_store_takes_no_task_and_keeps_no_place_for_it(
     async with open_steered_node(QUICK, disk=disk) as node:
         await node.api.deploy(UPLOAD)
         disk.metadata.failure = FULL
-        for mode in (ExecutionMode.ASYNC, ExecutionMode.SYNC):
+        for mode in (ExecutionMode.ASYNC, ExecutionMode.SYNC, ExecutionMode.SYNC):
             for key in ("", "k"):
                 request = InvokeRequest(function="f", mode=mode, idempotency_key=key)
                 with pytest.raises(StoreFullError, match=r"not accepted.*no room left") as caught:
@@ -324,6 +325,34 @@ async def test_a_full_store_takes_no_task_and_keeps_no_place_for_it(
         disk.metadata.failure = None
         answer = await node.api.invoke(InvokeRequest(function="f", payload=b"x"))
         assert answer.task.result.output == b"X"
+
+
+async def test_a_quick_call_is_one_write(
+    open_steered_node: Any, runtime: Any, disk: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def count(request: ExecutionRequest) -> ExecutionResponse:
+        return ExecutionResponse.completed(b"%d" % len(request.payload))
+
+    runtime.behaviour = count
+    async with open_steered_node(QUICK, disk=disk) as node:
+        await node.api.deploy(UPLOAD)
+        before = disk.metadata.transactions
+        await node.api.invoke(InvokeRequest(function="f", payload=b"x" * 100_000))
+        assert disk.metadata.transactions == before + 1
+        assert b"inputs/" not in await kept(disk)
+
+
+async def test_a_long_call_is_on_disk_while_it_runs(
+    open_steered_node: Any, runtime: Any, disk: Any
+) -> None:
+    runtime.behaviour = hang
+    async with open_steered_node(QUICK, disk=disk) as node, trio.open_nursery() as nursery:
+        await node.api.deploy(UPLOAD)
+        nursery.start_soon(node.api.invoke, InvokeRequest(function="f"))
+        with trio.fail_after(10):
+            while b"tasks/" not in await kept(disk):  # noqa: ASYNC110
+                await trio.sleep(0.01)  # nobody is told
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_result_that_cannot_be_written_is_not_told_and_not_lost(
