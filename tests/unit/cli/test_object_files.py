@@ -1,0 +1,199 @@
+"""Objects to files and back: whatever ends a transfer, nothing is there by half."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from spear_core.api import ObjectStore
+from spear_core.builtins.memory_store import MemoryObjectStore
+from spear_core.cli._object_files import Put, get_into_file
+from spear_core.errors import NodeUnreachableError, ObjectNotFoundError, StoreCorruptError
+from spear_core.node._objects import LocalObjects
+
+VALUE = os.urandom(2_000_000)
+
+
+class Api:
+    """As much of a node as a transfer needs."""
+
+    def __init__(self, objects: Any = None) -> None:
+        self.store: ObjectStore = MemoryObjectStore(max_bytes=64 << 20)
+        self.objects = (objects or LocalObjects)(self._opened)
+
+    async def _opened(self) -> ObjectStore:
+        await trio.lowlevel.checkpoint()
+        return self.store
+
+
+class Halting(LocalObjects):
+    """Reads that stop after the first piece, and commits that wait until they may."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.reached = trio.Event()
+        self.go = trio.Event()
+
+    @asynccontextmanager
+    async def read(self, key: str, **options: Any) -> Any:
+        async with super().read(key, **options) as reader:
+            receive, given = reader.receive, 0
+
+            async def halting() -> bytes:
+                nonlocal given
+                if given:
+                    self.reached.set()
+                    await self.go.wait()
+                given += 1
+                return await receive()
+
+            reader.receive = halting  # type: ignore[method-assign]
+            yield reader
+
+    @asynccontextmanager
+    async def create(self, key: str, **options: Any) -> Any:
+        async with super().create(key, **options) as writer:
+            commit = writer.commit
+
+            async def halting() -> Any:
+                self.reached.set()
+                await self.go.wait()
+                return await commit()
+
+            writer.commit = halting  # type: ignore[method-assign]
+            yield writer
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+async def cut_off(api: Any, work: Callable[[], Any]) -> None:
+    """Cancel ``work`` where it halts."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        await api.objects.reached.wait()
+        nursery.cancel_scope.cancel()
+    api.objects.reached = trio.Event()
+
+
+async def test_a_get_that_is_cancelled_leaves_no_file(tmp_path: Path) -> None:
+    api: Any = Api(Halting)
+    await api.store.put("x", VALUE)
+    path = tmp_path / "copy"
+    path.write_text("before")
+    await cut_off(api, lambda: get_into_file(api, "x", path))
+    assert names(tmp_path) == ["copy"]
+    assert path.read_text() == "before"
+
+
+async def test_a_get_that_is_to_be_resumed_goes_on_where_it_was(tmp_path: Path) -> None:
+    api: Any = Api(Halting)
+    stat = await api.store.put("x", VALUE)
+    path = tmp_path / "copy"
+    await cut_off(api, lambda: get_into_file(api, "x", path, resume=True))
+    part = tmp_path / names(tmp_path)[0]
+    first = part.stat().st_size
+    assert 0 < first < len(VALUE)
+    await cut_off(api, lambda: get_into_file(api, "x", path, resume=True))
+    assert first < part.stat().st_size < len(VALUE)
+    api.objects.go.set()
+    assert await get_into_file(api, "x", path, resume=True) == stat
+    assert names(tmp_path) == ["copy"]
+    assert path.read_bytes() == VALUE
+
+
+async def test_a_version_that_is_gone_cannot_be_resumed(tmp_path: Path) -> None:
+    api: Any = Api(Halting)
+    await api.store.put("x", VALUE)
+    path = tmp_path / "copy"
+    await cut_off(api, lambda: get_into_file(api, "x", path, resume=True))
+    await api.store.put("x", b"other")
+    api.objects.go.set()
+    with pytest.raises(ObjectNotFoundError):
+        await get_into_file(api, "x", path, version=1, resume=True)
+    await get_into_file(api, "x", path, resume=True)
+    assert path.read_bytes() == b"other"
+    assert names(tmp_path) == ["copy"]
+
+
+async def test_what_is_not_as_it_was_stored_is_not_kept(tmp_path: Path) -> None:
+    class Flipping(LocalObjects):
+        @asynccontextmanager
+        async def read(self, key: str, **options: Any) -> Any:
+            async with super().read(key, **options) as reader:
+                receive = reader.receive
+
+                async def flipped() -> bytes:
+                    piece = bytearray(await receive())
+                    piece[-1] ^= 1
+                    return bytes(piece)
+
+                reader.receive = flipped  # type: ignore[method-assign]
+                yield reader
+
+    api: Any = Api(Flipping)
+    await api.store.put("x", VALUE)
+    for resume in (False, True):
+        with pytest.raises(StoreCorruptError, match="sha256"):
+            await get_into_file(api, "x", tmp_path / "copy", resume=resume)
+        assert names(tmp_path) == []
+    await api.store.put("x", VALUE, hashed=False)  # then nobody can tell
+    await get_into_file(api, "x", tmp_path / "copy")
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 << 10, 2_000_000])
+async def test_files_of_every_size(tmp_path: Path, size: int) -> None:
+    api: Any = Api()
+    (tmp_path / "file").write_bytes(VALUE[:size])
+    put = Put(api, "x", str(tmp_path / "file"))
+    await put.run()
+    assert put.stat == await api.store.stat("x")
+    await get_into_file(api, "x", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == VALUE[:size]
+
+
+async def test_a_put_that_is_cancelled_as_it_commits_knows_how_it_ended(tmp_path: Path) -> None:
+    api: Any = Api(Halting)
+    (tmp_path / "file").write_bytes(b"1")
+    put = Put(api, "x", str(tmp_path / "file"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put.run)
+        await api.objects.reached.wait()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+        api.objects.go.set()
+    assert put.stat is not None
+    assert put.stat == await api.store.stat("x")
+
+
+async def test_a_commit_that_is_never_answered_is_not_waited_for_for_ever(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    api: Any = Api(Halting)
+    (tmp_path / "file").write_bytes(b"1")
+    with pytest.raises(NodeUnreachableError, match="objects stat x"):
+        await Put(api, "x", str(tmp_path / "file")).run()
+
+
+async def test_a_put_that_is_cancelled_before_has_written_nothing(tmp_path: Path) -> None:
+    api: Any = Api(Halting)
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        put = Put(api, "x", str(tmp_path / "pipe"))
+        with trio.move_on_after(0.1) as patience:
+            await put.run()
+        assert patience.cancelled_caught
+    finally:
+        os.close(descriptor)
+    assert (put.stat, put.committing) == (None, False)
+    assert (await api.store.usage()).bytes == 0
