@@ -325,6 +325,21 @@ def test_inputs_and_outputs_that_are_objects(home: Any, start: Any, big: Path) -
     assert key not in spear(home, "ls")
 
 
+def test_a_large_result_outlives_its_node(home: Any, start: Any) -> None:
+    node = start(STORES["lmdb"])
+    (home.folder / "f.py").write_text(FUNCTIONS)
+    assert home.spear("deploy", "f.py").status == 0
+    task_id = home.spear("invoke", "f:fill", "--input", str(3 << 20), "--async").out.strip()
+    assert home.spear("result", task_id, "--wait").out == "x" * (3 << 20)
+    node.process.kill()
+    node.process.wait(30)
+    start(STORES["lmdb"])
+    assert home.spear("result", task_id).out == "x" * (3 << 20)
+    assert [o["key"] for o in json.loads(spear(home, "ls", ".spear/", "--json"))] == [
+        f".spear/results/{task_id}"
+    ]
+
+
 def test_no_increment_of_eight_processes_is_lost(home: Any, start: Any) -> None:
     start(STORES["memory"])
     script = home.folder / "increment.py"
@@ -333,7 +348,7 @@ def test_no_increment_of_eight_processes_is_lost(home: Any, start: Any) -> None:
     command = [sys.executable, str(script), str(home.state), str(INCREMENTS)]
     processes = [subprocess.Popen(command, env=home.environ()) for _ in range(8)]
     home.processes.extend(processes)
-    assert [process.wait(600) for process in processes] == [0] * 8
+    assert [process.wait(3600) for process in processes] == [0] * 8
     assert spear(home, "get", "shared/count") == str(8 * INCREMENTS)
     stat = json.loads(spear(home, "stat", "shared/count", "--json"))
     assert stat["version"] == 8 * INCREMENTS + 1
