@@ -2,8 +2,8 @@
 
 On Unix sockets, which is all it does by default, it costs nothing until somebody comes: a socket
 of our own listens, and only the first client makes the node load grpcio (100 ms and 20 MiB). The
-server of C-core then takes over the path. Whoever came through ours before is passed on, byte by
-byte, for as long as that connection lasts.
+server of C-core then takes over the path. Whoever came through ours before is passed on to it, and
+asked to come again by itself after its first call.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from spear_core.errors import ChannelError, ConfigError, SpearError
 from spear_core.rpc.socket_listener import bind_unix, short_path
 from spear_transport_grpc._address import TcpAddress, UnixAddress, parse
 from spear_transport_grpc._config import DoorConfig
+from spear_transport_grpc._passing import pass_on
 
 __all__ = ["open_grpc_door"]
 
-_BLOCK = 64 << 10
 _PAUSE_S = 0.1
 
 
@@ -72,13 +72,6 @@ def _only(group: BaseExceptionGroup[SpearError]) -> Exception:
         error = error.exceptions[0]
     assert isinstance(error, Exception)
     return error
-
-
-async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
-    """Pass bytes on until the source ends, then the end."""
-    async for data in source:
-        await sink.send_all(data)
-    await sink.send_eof()
 
 
 class _Door:
@@ -160,16 +153,7 @@ class _Door:
                 async with server:
                     with short_path(path) as short:
                         await inner.connect(short)
-                    await self._pump_both(client, server)
-
-    async def _pump_both(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_pump, client, server)
-                await _pump(server, client)
-                nursery.cancel_scope.cancel()  # a server that is done with it needs no more
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # one side is gone: the other hears it as we close
+                    await pass_on(client, server)
 
     async def serve(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
