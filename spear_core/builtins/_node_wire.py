@@ -38,7 +38,8 @@ from spear_core.api import (
 )
 from spear_core.builtins._backup_wire import hear_backup, serve_backup
 from spear_core.builtins._node_streams import ClientStream, relay
-from spear_core.builtins._objects_wire import PREFIX, ObjectsClient, answer_objects, serve_objects
+from spear_core.builtins._objects_client import ObjectsClient
+from spear_core.builtins._objects_wire import PREFIX, answer_objects, serve_objects
 from spear_core.errors import InvalidRequestError, ProtocolError, SpearError, UnsupportedModeError
 from spear_core.rpc import Call, Reply, Stream
 from spear_core.rpc.codec import cut_text, decode_head, encode_head

@@ -33,6 +33,7 @@ from spear_core.api import (
     LogEntry,
     NodeMetrics,
     NodeStatus,
+    ObjectGrants,
     PluginInfo,
     PoolSettings,
     Resources,
@@ -64,6 +65,8 @@ RESULT = TaskResult(
     node_id="n1",
     attempt=2,
     usage=ExecutionUsage(cpu_seconds=0.5, isolation=IsolationLevel.SYSCALLS),
+    object_key=".spear/results/t1",
+    object_size=7,
 )
 TASK = TaskInfo(
     task_id="t1",
@@ -105,6 +108,7 @@ SETTINGS: dict[str, Any] = {
     "pool": PoolSettings(min_instances=1, selection="round_robin"),
     "requirements": ("six>=1",),
     "dependencies": ("g", "h@2"),
+    "objects": ObjectGrants(read=("g/frames/",), write=("shared/", "")),
 }
 DETAILS = ArtifactDetails(
     info=ARTIFACT,
