@@ -1,5 +1,5 @@
-"""ObjectApi on the wire (``docs/wire-format.md``), the node's side: small things are requests, values
-are streams."""
+"""ObjectApi on the wire (``docs/wire-format.md``), the node's side: small things are requests,
+values are streams."""
 
 from __future__ import annotations
 

@@ -135,6 +135,7 @@ def project(tmp_path: Path) -> Path:
         secrets = { KEY = "openai" }
         requirements = ["six"]
         limits = { memory = "64MiB", processes = 3 }
+        objects = { read = ["camera/"] }
         """
     )
     return root
@@ -157,6 +158,8 @@ def test_a_directory_is_deployed_as_its_spear_toml_says(
     assert upload.entry == ("other" if which == "main" else "main")
     assert (upload.timeout_s, upload.args) == (120.0, ("-x",))
     assert (upload.secrets, upload.requirements) == ({"KEY": "openai"}, ("six",))
+    assert upload.objects.read == ("camera/",)
+    assert "objects.read         camera/" in spear("artifacts", "describe", "answers").text
 
 
 def test_options_win_over_the_file(spear: Any, node: Any, project: Path) -> None:
