@@ -33,6 +33,7 @@ from spear_core.api import (
     SealedFile,
 )
 from spear_core.builtins._call_payload import pack, unpack
+from spear_core.builtins._lent_files import LentFiles, open_lent_files
 from spear_core.builtins._object_heads import (
     DeleteHead,
     HandleHead,
@@ -46,7 +47,6 @@ from spear_core.builtins._object_heads import (
 from spear_core.builtins._open_objects import OpenObjects
 from spear_core.errors import (
     InvalidRequestError,
-    ResourceExhaustedError,
     SpearError,
     StoreError,
     StoreFullError,
@@ -75,6 +75,7 @@ class _ObjectCall:
     caller: HostcallContext
     objects: ObjectStore
     opened: OpenObjects
+    files: LentFiles
     name: str
     payload: bytes
 
@@ -117,7 +118,7 @@ class _ObjectCall:
         async with self.objects.open(head.key, version=head.version) as view:
             size = view.stat.size
             if self.caller.takes_fd and view.fd is not None and size > _INLINE:
-                return HostcallValue(pack({"stat": view.stat}), _copied(view.fd))
+                return HostcallValue(pack({"stat": view.stat}), await self.files.lend(view))
             if size > _MOST_IN_ONE:
                 return HostcallValue(pack({"stat": view.stat, "whole": False}))
             value = await _piece(view, 0, size)
@@ -137,7 +138,7 @@ class _ObjectCall:
         if not self.caller.takes_fd or view.fd is None:
             return HostcallValue(pack({"stat": view.stat, "handle": handle}))
         try:
-            return HostcallValue(pack({"stat": view.stat}), _copied(view.fd))
+            return HostcallValue(pack({"stat": view.stat}), await self.files.lend(view))
         finally:
             await self.opened.close(self.caller, handle)
 
@@ -239,13 +240,14 @@ NAMES = frozenset(_METHODS)
 
 
 class _Objects(HostcallProvider):
-    def __init__(self, opened: OpenObjects) -> None:
+    def __init__(self, opened: OpenObjects, files: LentFiles) -> None:
         self._opened = opened
+        self._files = files
 
     async def call(self, caller: HostcallContext, name: str, payload: bytes) -> HostcallValue:
         if caller.objects is None:
             raise SpearError("there are no objects for running code here", code="unimplemented")
-        call = _ObjectCall(caller, caller.objects, self._opened, name, payload)
+        call = _ObjectCall(caller, caller.objects, self._opened, self._files, name, payload)
         return await _METHODS[name](call)
 
 
@@ -293,13 +295,6 @@ def _check_memory(fd: OwnedFd) -> None:
         raise InvalidRequestError("objects.put: the file is no memory made with memfd_create")
 
 
-def _copied(fd: int) -> OwnedFd:
-    try:
-        return OwnedFd(os.dup(fd))
-    except OSError as exc:
-        raise ResourceExhaustedError(f"no file descriptor for an object: {exc.strerror}") from exc
-
-
 async def _piece(view: ObjectView, offset: int, length: int) -> bytes:
     """A copy of a part; in a thread where it may have to come from a disk."""
     data = view.data[offset : offset + length]
@@ -313,6 +308,7 @@ async def open_objects(
     context: PluginContext, config: ObjectsConfig
 ) -> AsyncIterator[HostcallProvider]:
     """Answer ``objects.*``; what guests leave open is closed with the block."""
-    async with trio.open_nursery() as nursery:
-        yield _Objects(OpenObjects(nursery))
-        nursery.cancel_scope.cancel()
+    with open_lent_files() as files:
+        async with trio.open_nursery() as nursery:
+            yield _Objects(OpenObjects(nursery), files)
+            nursery.cancel_scope.cancel()

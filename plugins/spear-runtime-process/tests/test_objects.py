@@ -24,6 +24,7 @@ from spear_core.api import (
     IsolationLevel,
     Limits,
     ObjectStore,
+    ObjectView,
 )
 from spear_core.builtins.memory_store import MemoryStoreConfig, open_memory_store
 from spear_core.builtins.objects import NAMES, ObjectsConfig, open_objects
@@ -52,7 +53,7 @@ async def store(context: Any, hostcalls: Any, tmp_path: Path) -> AsyncIterator[O
                 execution_id=execution_id,
                 task_id="task",
                 artifact="agent@1",
-                objects=store,
+                objects=hostcalls.seen_as(store),
                 fd=value.fd,
                 takes_fd=takes_fd,
             )
@@ -63,7 +64,7 @@ async def store(context: Any, hostcalls: Any, tmp_path: Path) -> AsyncIterator[O
                 hostcalls.files += 1
             return answer
 
-        hostcalls.files = 0
+        hostcalls.files, hostcalls.seen_as = 0, lambda store: store
         hostcalls.exchange = exchange
         yield store
 
@@ -264,6 +265,72 @@ async def test_memory_that_can_be_changed_or_is_lied_about_is_refused(
         gc.collect()
         assert memory_files() == before
     assert answer == ["invalid_argument"] * 4 + ["taken"]
+
+
+VANDAL = """
+    import os
+    from spear_sdk import Context, function
+
+    @function
+    def main(ctx: Context) -> list:
+        head = b'{"key":"k"}'
+        payload = len(head).to_bytes(4, "little") + head
+        _, file = ctx._host.exchange(ctx, "objects.get", payload, None)
+        told = []
+        for attempt in (
+            lambda: os.fchmod(file.number, 0o666),
+            lambda: os.open(f"/proc/self/fd/{file.number}", os.O_RDWR),
+            lambda: os.pwrite(file.number, b"vandal", 0),
+            lambda: os.ftruncate(file.number, 0),
+        ):
+            try:
+                attempt()
+                told.append("done")
+            except OSError:
+                told.append("refused")
+        return told
+"""
+
+
+class InFiles:
+    """A store whose values are ordinary files, as one on disk has them."""
+
+    def __init__(self, store: ObjectStore, path: Path) -> None:
+        self._store = store
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @contextlib.asynccontextmanager
+    async def open(self, key: str, **rest: Any) -> AsyncIterator[ObjectView]:
+        async with self._store.open(key, **rest) as view:
+            self._path.write_bytes(view.data)
+            with self._path.open("rb") as file:
+                yield attrs.evolve(view, fd=file.fileno())
+
+
+@pytest.mark.parametrize("level", list(IsolationLevel))
+async def test_what_may_only_be_read_cannot_be_written(
+    place: Any,
+    single: Single,
+    make_request: Any,
+    store: ObjectStore,
+    hostcalls: Any,
+    tmp_path: Path,
+    level: IsolationLevel,
+) -> None:
+    machine = await look_around(bwrap="bwrap", use_cgroups=True)
+    if missing := machine.missing_for(level):
+        pytest.skip(missing)
+    await store.put("k", b"value" * 50_000)
+    hostcalls.seen_as = lambda store: InFiles(store, tmp_path / "blob")
+    config = {"isolation": "none"} if level is IsolationLevel.NONE else {}
+    artifact = place.artifact("agent.py", VANDAL, required_isolation=level)
+    async with single(artifact, **config) as instance:
+        assert output_of(await instance.execute(make_request())) == ["refused"] * 4
+    assert (tmp_path / "blob").read_bytes() == b"value" * 50_000
+    assert hostcalls.files == 1
 
 
 COUNTS = """
