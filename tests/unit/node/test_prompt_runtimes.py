@@ -21,6 +21,7 @@ from spear_core.api import (
     TaskState,
 )
 from spear_core.errors import InstanceLostError
+from spear_core.node._executor import _MOST_IN_A_ROW
 
 PROMPT = frozenset({Capability.PROMPT})
 UPLOAD = ArtifactUpload(name="f", filename="f.st", content=b"code", reuse=False)
@@ -199,13 +200,13 @@ async def test_a_task_that_calls_again_and_again_lets_others_run(
         async def call(calls: int) -> None:
             for _ in range(calls):
                 await node.api.invoke(CALL)
-            assert passes >= calls - 2  # the first need not wait, and trio shuffles its passes
+            assert passes >= calls // _MOST_IN_A_ROW - 2  # trio shuffles its passes
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(count)
             async with trio.open_nursery() as callers:
-                callers.start_soon(call, 20)
-                callers.start_soon(call, 30)
+                callers.start_soon(call, 80)
+                callers.start_soon(call, 120)
             nursery.cancel_scope.cancel()
 
 
@@ -221,7 +222,7 @@ async def test_one_that_is_cancelled_while_others_have_their_turn_does_not_run(
 
     async def call() -> None:
         while not cancelled:
-            await node.api.invoke(CALL)  # every other one lets others run before it begins
+            await node.api.invoke(CALL)  # now and then one lets others run before it begins
 
     async with open_steered_node(capabilities=PROMPT) as node:
         await node.api.deploy(UPLOAD)
