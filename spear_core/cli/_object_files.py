@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
+import click
 import trio
 
 from spear_core.api import NodeApi, ObjectReader, ObjectStat, TaskInfo
@@ -61,7 +62,12 @@ def _progress(name: str, size: int | None, *, done: int = 0) -> Iterator[Bar]:
         TransferSpeedColumn,
     )
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(
         f"{escape(name)}", *columns, console=Console(stderr=True), transient=True
     ) as progress:
@@ -159,7 +165,11 @@ def _part_of(path: Path, version: int, *, resume: bool) -> Iterator[BinaryIO]:
         part = path.with_name(f".{path.name}.{version}.{os.getpid()}.part")
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
     try:
-        with open(os.open(part, flags, 0o666), "r+b") as file:
+        descriptor = os.open(part, flags, 0o666)
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        with open(descriptor, "r+b") as file:
             yield file
         os.replace(part, path)
     except BaseException as error:

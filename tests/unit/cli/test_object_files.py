@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import trio
 import trio.testing
@@ -147,6 +148,14 @@ async def test_what_is_not_as_it_was_stored_is_not_kept(tmp_path: Path) -> None:
         assert names(tmp_path) == []
     await api.store.put("x", VALUE, hashed=False)  # then nobody can tell
     await get_into_file(api, "x", tmp_path / "copy")
+
+
+async def test_a_file_that_cannot_be_is_named(tmp_path: Path) -> None:
+    api: Any = Api()
+    await api.store.put("x", b"")
+    path = tmp_path / "nothing" / "copy"
+    with pytest.raises(click.UsageError, match=rf"{path} cannot be written"):
+        await get_into_file(api, "x", path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 64 << 10, 2_000_000])
