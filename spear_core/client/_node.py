@@ -124,7 +124,8 @@ class Node:
         :param settings: further fields of :class:`~spear_core.api.ArtifactUpload`: ``runtime``,
             ``entry``, ``env``, ``limits``, …
 
-        **Raises** :exc:`OSError` when the file cannot be read, else as
+        **Raises** :exc:`OSError` when the file cannot be read, :exc:`TypeError` for a setting that
+        there is not, :exc:`~spear_core.errors.InvalidRequestError` for one that cannot be, else as
         :meth:`NodeApi.deploy <spear_core.api.NodeApi.deploy>`.
         """
         upload = await trio.to_thread.run_sync(

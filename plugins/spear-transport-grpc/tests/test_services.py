@@ -155,6 +155,17 @@ async def test_deploy_carries_code_and_settings(door: Any, size: int) -> None:
     assert door.node.asked == [("deploy", upload)]
 
 
+async def test_values_of_wrong_types_are_refused_here(door: Any) -> None:
+    wrong: list[dict[str, Any]] = [{"env": {"A": 1}}, {"limits": {"cpu_seconds": 1}}, {"entry": 5}]
+    for settings in wrong:
+        with pytest.raises(InvalidRequestError, match="wrong type"):
+            await door.api.deploy(ArtifactUpload(name="f", filename="f", content=b"", **settings))
+    for request in ({"function": b"f\xff"}, {"function": "f", "mode": "later"}):
+        with pytest.raises(InvalidRequestError, match="wrong type"):
+            await door.api.invoke(InvokeRequest(**request))
+    assert door.node.asked == []
+
+
 async def test_a_deployment_that_is_cut_short_is_refused(door: Any) -> None:
     header = artifact_pb2.DeployArtifactHeader(name="f", filename="f", size=10)
     with pytest.raises(RpcError, match="10 bytes of code were announced, 3 came") as caught:

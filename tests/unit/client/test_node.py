@@ -176,6 +176,20 @@ async def test_deploying_files_and_content(node: Node, peer: Peer, tmp_path: Pat
         await node.deploy(tmp_path / "none.py")
 
 
+async def test_a_setting_that_there_is_not_or_that_cannot_be(node: Node, peer: Peer) -> None:
+    with pytest.raises(
+        TypeError, match=r"no setting 'timeout' \(did you mean 'timeout_s'\?\); it has args, .*env"
+    ):
+        await node.deploy(b"x", name="n", filename="n.py", timeout=3)
+    with pytest.raises(TypeError, match="no setting 'nonsense'; it has args"):
+        await node.deploy("no/such/file", nonsense=1)
+    with pytest.raises(TypeError, match="no setting 'content'"):
+        await node.deploy("no/such/file", content=b"")
+    with pytest.raises(InvalidRequestError, match="concurrency"):
+        await node.deploy(b"x", name="n", filename="n.py", concurrency=-1)
+    assert peer.uploads == []
+
+
 async def test_an_address_that_nobody_speaks() -> None:
     with pytest.raises(InvalidRequestError, match="no installed plugin speaks another scheme"):
         async with connect("gopher://here"):

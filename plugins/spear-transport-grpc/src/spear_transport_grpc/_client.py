@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import trio
 
@@ -27,7 +28,7 @@ from spear_core.api import (
     PluginInfo,
     TaskInfo,
 )
-from spear_core.errors import SpearError
+from spear_core.errors import InvalidRequestError, SpearError
 from spear_transport_grpc._asking import Asking
 from spear_transport_grpc._backup import ask_backup
 from spear_transport_grpc._bridge import ClientCall, ClientChannel
@@ -47,6 +48,7 @@ from spear_transport_grpc._task import response_from_message, task_from_message
 
 __all__ = ["GrpcNode"]
 
+V = TypeVar("V")
 _CHUNK = 1 << 20
 _CANCEL_S = 15.0
 """How long leaving a stream waits for its task to end."""
@@ -68,7 +70,7 @@ class GrpcNode(NodeApi):
         return self._objects
 
     async def invoke(self, request: InvokeRequest) -> InvokeResponse:
-        message = converter(InvokeRequest).encode(request)
+        message = _encoded(InvokeRequest, request)
         answer = function_pb2.InvokeFunctionResponse
         return response_from_message(
             await self._ask("FunctionService/InvokeFunction", message, answer)
@@ -85,7 +87,7 @@ class GrpcNode(NodeApi):
                     await self._end_task(call, stream.task_id)
 
     async def _open_stream(self, call: ClientCall, request: InvokeRequest) -> GrpcStream:
-        opening = function_pb2.StreamFunctionRequest(open=converter(InvokeRequest).encode(request))
+        opening = function_pb2.StreamFunctionRequest(open=_encoded(InvokeRequest, request))
         await call.send(opening.SerializeToString())
         answer = self._asking.read(function_pb2.StreamFunctionResponse, await call.receive())
         return GrpcStream(call, answer.opened.task_id, self._asking)
@@ -128,7 +130,7 @@ class GrpcNode(NodeApi):
             bundle=upload.bundle,
             runtime=upload.runtime,
             executable=upload.executable,
-            settings=converter(ArtifactSettings).encode(upload),
+            settings=_encoded(ArtifactSettings, upload),
         )
         if upload.reuse is not None:
             header.reuse = upload.reuse
@@ -221,3 +223,11 @@ class GrpcNode(NodeApi):
         self, directory: str, *, logs: bool = False, tell: Callable[[str], None] | None = None
     ) -> BackupReport:
         return await ask_backup(self._asking, directory, logs=logs, tell=tell)
+
+
+def _encoded(cls: type[V], value: V) -> Any:
+    """The value as a message. **Raises** :exc:`InvalidRequestError` for what is not of its type."""
+    try:
+        return converter(cls).encode(value)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise InvalidRequestError(f"{cls.__name__} has a field of a wrong type: {error}") from error
