@@ -93,7 +93,8 @@ async def load(api: NodeApi, ledger: Ledger, rng: random.Random) -> None:
                     ledger.ended(await api.cancel_task(task_id))
                 else:
                     ledger.ended(await api.get_task(task_id, wait=True))
-            await trio.sleep(0.001)
+            else:
+                await api.status()
 
     async with trio.open_nursery() as nursery:
         for each in (submit, submit, submit, hear, hear):

@@ -50,12 +50,12 @@ async def test_what_is_ready_at_the_same_time_is_one_transaction(disk: Any) -> N
 
 
 async def test_writes_of_one_owner_reach_the_disk_in_order_and_together_where_they_can(
-    disk: Any,
+    disk: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with running(disk) as writer:
         disk.metadata.gate = trio.Event()
         first = writer.submit("o", put("k", b"1"))
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(1)
         second = writer.submit("o", put("k", b"2"))
         third = writer.submit("o", [DeleteKey(key=b"k"), *put("l")])
         assert second is third
@@ -65,6 +65,24 @@ async def test_writes_of_one_owner_reach_the_disk_in_order_and_together_where_th
         assert first.done
         assert (await value(disk, "k"), await value(disk, "l")) == (None, b"x")
         assert disk.metadata.transactions == 2
+
+
+async def test_what_nobody_waits_for_takes_its_time(
+    disk: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running(disk) as writer:
+        write = writer.submit("o", put("k", b"1"))
+        await trio.sleep(0.001)
+        assert writer.submit("o", put("k", b"2")) is write
+        assert await value(disk, "k") is None
+        await trio.sleep(0.01)
+        assert await value(disk, "k") == b"2"
+        assert disk.metadata.transactions == 1
+
+        write = writer.submit("o", put("k", b"3"))
+        started = trio.current_time()
+        await write.wait()
+        assert trio.current_time() == started
 
 
 async def test_one_that_is_not_kept_fails_once(disk: Any) -> None:
@@ -115,7 +133,7 @@ async def test_what_comes_while_its_elder_fails_is_written_last(
     async with running(disk) as writer:
         disk.metadata.gate, disk.metadata.failure = trio.Event(), FULL
         elder = writer.submit("o", [*put("k", b"1"), *put("only elder")])
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(1)
         younger = writer.submit("o", put("k", b"2"))
         disk.metadata.gate.set()
         with pytest.raises(StoreFullError):
