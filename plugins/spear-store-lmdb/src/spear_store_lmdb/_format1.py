@@ -24,7 +24,10 @@ def objects_from_1(txn: Transaction, databases: Mapping[str, Any]) -> None:
         *fields, length = _OLD_HEAD.unpack_from(raw)
         end = _OLD_HEAD.size + length
         value = raw[end:]
-        head = _NEW_HEAD.pack(*fields, zlib.crc32(value), length) + raw[_OLD_HEAD.size : end]
+        head = (
+            _NEW_HEAD.pack(*fields, zlib.crc32(value, zlib.crc32(key)), length)
+            + raw[_OLD_HEAD.size : end]
+        )
         checksum = zlib.crc32(head, zlib.crc32(key))
         return head + checksum.to_bytes(4, "little") + value
 

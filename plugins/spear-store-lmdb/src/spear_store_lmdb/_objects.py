@@ -133,6 +133,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self, environment: Environment, blobs: Blobs, config: LmdbObjectsConfig, log: logging.Logger
     ) -> None:
         self._environment = environment
+        self._begin = environment.reading
         self._objects = environment["objects"]
         self.blobs = blobs
         self.config = config
@@ -349,8 +350,15 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         return record.stat, value
 
     def get_nowait(self, key: str) -> bytes:
-        value = inline_value(key.encode(), self.raw(key))
+        try:
+            encoded = key.encode()
+            with self._begin() as txn:
+                raw = txn.get(encoded, db=self._objects)
+            value = None if raw is None else inline_value(encoded, raw)
+        except (lmdb.Error, UnicodeEncodeError, IndexError, struct.error):
+            value = None
         if value is None:
+            self._read(key)  # says what is wrong, if anything is
             raise trio.WouldBlock
         return value
 

@@ -25,13 +25,17 @@ __all__ = [
 
 _HEAD = struct.Struct("<QQQdddIB32s16sIH")
 """Version, revision, size, created, updated, expires (0: never), references, flags, sha256, blob,
-checksum of the value (if it is inline), and the length of the content type, which follows; then a
-checksum of the key and all this; then the value, if it is inline."""
+checksum of the key and the value (if it is inline), and the length of the content type, which
+follows; then a checksum of the key and all this; then the value, if it is inline."""
 
 _FLAGS = struct.calcsize("<QQQdddI")
 _SUM = struct.calcsize("<QQQdddIB32s16s")
-_LENGTH = _SUM + 4
 """Where in the head these are."""
+
+_LAST = struct.Struct("<IH")
+"""What is at ``_SUM``: the checksum of the value, the length of the content type."""
+
+_HEAD_AND_SUM = _HEAD.size + 4
 
 _PINNED, _INLINE, _HASHED = 1, 2, 4
 
@@ -79,6 +83,7 @@ def pack(stat: ObjectStat, blob: str, value: bytes = b"") -> bytes:
     """The bytes of a record; ``value`` for one without a blob."""
     kind = stat.content_type.encode()
     flags = _PINNED * stat.pinned | _INLINE * (not blob) | _HASHED * bool(stat.sha256)
+    seed = zlib.crc32(stat.key.encode())
     head = _HEAD.pack(
         stat.version,
         stat.revision,
@@ -90,10 +95,10 @@ def pack(stat: ObjectStat, blob: str, value: bytes = b"") -> bytes:
         flags,
         bytes.fromhex(stat.sha256),
         bytes.fromhex(blob),
-        zlib.crc32(value),
+        zlib.crc32(value, seed),
         len(kind),
     )
-    checksum = zlib.crc32(kind, zlib.crc32(head, zlib.crc32(stat.key.encode())))
+    checksum = zlib.crc32(kind, zlib.crc32(head, seed))
     return b"".join((head, kind, checksum.to_bytes(4, "little"), value))
 
 
@@ -139,26 +144,27 @@ def blob_of(raw: bytes) -> str:
 def value_of(record: Record, raw: bytes) -> bytes:
     """The value that is inline in these bytes. **Raises**
     :exc:`~spear_core.errors.StoreCorruptError`."""
-    value = raw[len(raw) - record.stat.size :]
-    if zlib.crc32(value) != int.from_bytes(raw[_SUM:_LENGTH], "little"):
-        raise _damaged(record.stat.key.encode())
+    key = record.stat.key.encode()
+    value = inline_value(key, raw)
+    if value is None:
+        raise _damaged(key)
     return value
 
 
 def inline_value(key: bytes, raw: bytes) -> bytes | None:
     """The value that is inline in these bytes, by itself; ``None``: it is elsewhere. **Raises**
-    likewise."""
-    try:
-        end = _HEAD.size + raw[_LENGTH] + (raw[_LENGTH + 1] << 8) + 4
-        if zlib.crc32(raw[:end], zlib.crc32(key)) == RESIDUE:
-            if not raw[_FLAGS] & _INLINE:
-                return None
-            value = raw[end:]
-            if zlib.crc32(value) == int.from_bytes(raw[_SUM:_LENGTH], "little"):
-                return value
-    except IndexError:
-        pass
-    raise _damaged(key)
+    likewise.
+
+    The head is not checked, for this has to be quick: when what is looked at here is wrong, so is
+    the checksum of what it leads to.
+    """
+    if not raw[_FLAGS] & _INLINE:
+        return None
+    checksum, length = _LAST.unpack_from(raw, _SUM)
+    value = raw[_HEAD_AND_SUM + length :]
+    if zlib.crc32(value, zlib.crc32(key)) != checksum:
+        raise _damaged(key)
+    return value
 
 
 def _damaged(key: bytes) -> StoreCorruptError:
