@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import wait
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
+from spear_core.client._face import Face, Pieces
 from spear_core.client._thread import Job, TrioThread
 
-__all__ = ["Block", "outcome"]
+__all__ = ["Block", "SyncFace", "SyncPieces", "outcome"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -48,3 +49,23 @@ class Block(AbstractContextManager[V], Generic[T, V]):
 
     def __exit__(self, *_: object) -> None:
         self._held.leave().result()
+
+
+class SyncFace(Face[T]):
+    """Something of trio's, for any thread."""
+
+    def _do(self, work: Callable[[], Awaitable[V]]) -> V:
+        return outcome(self._thread.start(work))
+
+
+class SyncPieces(Pieces[T, V], SyncFace[T]):
+    """What something of trio's gives, for ``for``."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> V:
+        found = self._do(self._next)
+        if found is None:
+            raise StopIteration
+        return found

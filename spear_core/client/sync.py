@@ -18,8 +18,6 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Exit
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
-import trio
-
 from spear_core import client
 from spear_core.api import (
     ArtifactInfo,
@@ -34,8 +32,9 @@ from spear_core.api import (
     TaskInfo,
 )
 from spear_core.client._calls import CallOptions, Input, Result
+from spear_core.client._face import following
 from spear_core.client._sync_objects import ObjectReading, Objects, ObjectWriting
-from spear_core.client._sync_wait import Block, outcome
+from spear_core.client._sync_wait import Block, SyncFace, SyncPieces, outcome
 from spear_core.client._thread import TrioThread
 from spear_core.client._upload import Code
 
@@ -53,177 +52,137 @@ __all__ = [
 T = TypeVar("T")
 
 
-class Node:
+class Node(SyncFace[client.Node]):
     """A node; made by :func:`connect`. See :class:`spear_core.client.Node` for every method."""
-
-    def __init__(self, node: client.Node, thread: TrioThread) -> None:
-        self._node = node
-        self._thread = thread
 
     @property
     def url(self) -> str:
         """Where it is."""
-        return self._node.url
+        return self._inner.url
 
     @property
     def objects(self) -> Objects:
         """Its objects."""
-        return Objects(self._node.objects, self._thread)
-
-    def _do(self, work: Callable[[], Awaitable[T]]) -> T:
-        return outcome(self._thread.start(work))
+        return Objects(self._inner.objects, self._thread)
 
     def call(self, question: Callable[[NodeApi], Awaitable[T]]) -> T:
         """Ask for anything of the whole interface; ``question`` runs in the trio thread."""
-        return self._do(lambda: self._node.call(question))
+        return self._do(lambda: self._inner.call(question))
 
     def invoke(self, function: str, value: Input = None, **options: Unpack[CallOptions]) -> Result:
         """Call a function and wait for its result."""
-        return self._do(lambda: self._node.invoke(function, value, **options))
+        return self._do(lambda: self._inner.invoke(function, value, **options))
 
     def submit(
         self, function: str, value: Input = None, **options: Unpack[CallOptions]
     ) -> RemoteTask:
         """Have a function called and come back as soon as its task is queued."""
-        task = self._do(lambda: self._node.submit(function, value, **options))
+        task = self._do(lambda: self._inner.submit(function, value, **options))
         return RemoteTask(task, self._thread)
 
     def stream(
         self, function: str, **options: Unpack[CallOptions]
     ) -> AbstractContextManager[CallStream]:
         """Call a function with its input and output piece by piece, while the block lasts."""
-        return Block(lambda: self._node.stream(function, **options), self._thread, CallStream)
+        return Block(lambda: self._inner.stream(function, **options), self._thread, CallStream)
 
     def task(self, task_id: str) -> RemoteTask:
         """A task by its id, or by its execution's; asks nothing yet."""
-        return RemoteTask(self._node.task(task_id), self._thread)
+        return RemoteTask(self._inner.task(task_id), self._thread)
 
     def tasks(self, *, limit: int = 100) -> Sequence[TaskInfo]:
         """The newest tasks first, without their outputs."""
-        return self._do(lambda: self._node.tasks(limit=limit))
+        return self._do(lambda: self._inner.tasks(limit=limit))
 
     def deploy(
         self, code: Code, *, name: str = "", filename: str = "", **settings: Any
     ) -> ArtifactInfo:
         """Store code as the next version of its name."""
-        return self._do(lambda: self._node.deploy(code, name=name, filename=filename, **settings))
+        return self._do(lambda: self._inner.deploy(code, name=name, filename=filename, **settings))
 
     def artifacts(self) -> Sequence[ArtifactInfo]:
         """Every version, by name, newest first."""
-        return self._do(self._node.artifacts)
+        return self._do(self._inner.artifacts)
 
     def delete_artifact(self, name: str, *, version: int | None = None) -> int:
         """Delete one version, or all; the number deleted."""
-        return self._do(lambda: self._node.delete_artifact(name, version=version))
+        return self._do(lambda: self._inner.delete_artifact(name, version=version))
 
     def instances(self) -> Sequence[InstanceInfo]:
         """Every live instance."""
-        return self._do(self._node.instances)
+        return self._do(self._inner.instances)
 
     def plugins(self) -> Sequence[PluginInfo]:
         """Every installed plugin, loaded or not."""
-        return self._do(self._node.plugins)
+        return self._do(self._inner.plugins)
 
     def status(self) -> NodeStatus:
         """The node itself."""
-        return self._do(self._node.status)
+        return self._do(self._inner.status)
 
     def metrics(self) -> NodeMetrics:
         """What the node has counted and measured."""
-        return self._do(self._node.metrics)
+        return self._do(self._inner.metrics)
 
 
-class RemoteTask:
+class RemoteTask(SyncFace[client.RemoteTask]):
     """A task that somebody else runs; see :class:`spear_core.client.RemoteTask`."""
 
-    def __init__(self, task: client.RemoteTask, thread: TrioThread) -> None:
-        self._task = task
-        self._thread = thread
-
     def __repr__(self) -> str:
-        return repr(self._task)
+        return repr(self._inner)
 
     @property
     def task_id(self) -> str:
         """Which one."""
-        return self._task.task_id
+        return self._inner.task_id
 
     def wait(self) -> Result:
         """Wait for its end and give its result, or raise its error. An interrupt leaves
         the task alone."""
-        return outcome(self._thread.start(self._task.wait))
+        return self._do(self._inner.wait)
 
     def status(self) -> TaskInfo:
         """How it is, now."""
-        return outcome(self._thread.start(self._task.status))
+        return self._do(self._inner.status)
 
     def cancel(self, reason: str = "") -> TaskInfo:
         """Cancel it and wait until nothing of it runs; a final one stays as it is."""
-        return outcome(self._thread.start(lambda: self._task.cancel(reason)))
+        return self._do(lambda: self._inner.cancel(reason))
 
     def logs(self, *, follow: bool = False) -> LogReader:
         """Its log, from the start, for `for`."""
-        return LogReader(self._task.logs(follow=follow), self._thread)
+        return LogReader(self._inner.logs(follow=follow), self._thread)
 
 
-class LogReader:
+class LogReader(SyncPieces[client.LogReader, LogEntry]):
     """Entries of one task's log, in order; may be left at any time."""
 
-    def __init__(self, reader: client.LogReader, thread: TrioThread) -> None:
-        self._reader = reader
-        self._thread = thread
-
-    def __iter__(self) -> LogReader:
-        return self
-
-    def __next__(self) -> LogEntry:
-        entry = outcome(self._thread.start(self._next))
-        if entry is None:
-            raise StopIteration
-        return entry
-
     async def _next(self) -> LogEntry | None:
-        return await anext(self._reader, None)
+        return await anext(self._inner, None)
 
 
-class CallStream:
+class CallStream(SyncPieces[InvokeStream, bytes]):
     """A call's input and output; see :class:`spear_core.api.InvokeStream`."""
-
-    def __init__(self, stream: InvokeStream, thread: TrioThread) -> None:
-        self._stream = stream
-        self._thread = thread
 
     @property
     def task_id(self) -> str:
         """The task."""
-        return self._stream.task_id
+        return self._inner.task_id
 
     def send(self, data: bytes) -> None:
         """Send one chunk; waits while the other side does not read."""
-        outcome(self._thread.start(lambda: self._stream.send(data)))
+        self._do(lambda: self._inner.send(data))
 
     def send_eof(self) -> None:
         """Send nothing more; receiving goes on."""
-        outcome(self._thread.start(self._stream.send_eof))
+        self._do(self._inner.send_eof)
 
-    def __iter__(self) -> CallStream:
-        return self
-
-    def __next__(self) -> bytes:
-        chunk = outcome(self._thread.start(self._receive))
-        if chunk is None:
-            raise StopIteration
-        return chunk
-
-    async def _receive(self) -> bytes | None:
-        try:
-            return await self._stream.receive()
-        except trio.EndOfChannel:
-            return None
+    async def _next(self) -> bytes | None:
+        return await following(self._inner)
 
     def result(self) -> InvokeResponse:
         """Wait for the end and say how it was; chunks that nobody has received are dropped."""
-        return outcome(self._thread.start(self._stream.result))
+        return self._do(self._inner.result)
 
 
 def connect(
