@@ -164,9 +164,10 @@ class LocalNode(NodeApi):
         if request.mode is ExecutionMode.ASYNC:
             task = self._accept(request, attached=False)
             self._executor.start(task)
+            answer = self._accepted(task)  # as it is now: the disk may take a while
             if task.record is not None:
                 await task.record.accepted()
-            return self._accepted(task)
+            return answer
         task = self._accept(request)
         if task.record is not None:
             await self._executor.written(task)
