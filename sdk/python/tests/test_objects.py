@@ -229,6 +229,15 @@ def test_a_mapped_object_lives_as_long_as_anything_made_from_it() -> None:
     view.release()
 
 
+def test_a_function_may_return_it() -> None:
+    @function
+    def give(ctx: Context) -> object:
+        value = bytes(100_000)
+        return mapped(file_of(value), ObjectStat(key="k", size=len(value), version=1))
+
+    assert run(give).output == bytes(100_000)
+
+
 def test_a_file_that_is_not_as_large_as_it_says() -> None:
     with pytest.raises(OSError, match="not 11"):
         mapped(file_of(b"1234567890"), ObjectStat(key="k", size=11, version=1))

@@ -30,6 +30,9 @@ def encode_output(value: object) -> tuple[bytes | bytearray | memoryview, str]:
         return value.encode(), TEXT
     if isinstance(value, memoryview):
         return value.tobytes(), BYTES
+    mapped = sys.modules.get("mmap")
+    if mapped is not None and isinstance(value, mapped.mmap):  # an object that was got
+        return value[:], BYTES
     return to_json(value), JSON
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from spear_sdk._frames import Descriptor
+
+_NO_FD: dict[str, Any] = {} if sys.version_info < (3, 13) else {"trackfd": False}
 
 __all__ = ["InlineObject", "MappedObject", "ObjectStat", "StoredObject", "mapped"]
 
@@ -73,7 +76,7 @@ class StoredObject:
     ``memoryview(value)``, ``numpy.frombuffer(value)``, ``value[10:20]``, ``len(value)``,
     ``file.write(value)``. A large one is not copied: it is mapped from the node's memory, for as
     long as this or anything made from it exists, and does not change when somebody writes a new
-    version. It has a file descriptor of this process until then.
+    version. It has a file descriptor of this process until then (before Python 3.13).
     """
 
     stat: ObjectStat
@@ -112,7 +115,7 @@ class MappedObject(StoredObject, mmap.mmap):
     """A large one. Unmapped with the last reference; numpy arrays over it are such references."""
 
     def __new__(cls, fd: int, stat: ObjectStat) -> MappedObject:
-        self = mmap.mmap.__new__(cls, fd, stat.size, access=mmap.ACCESS_READ)
+        self = mmap.mmap.__new__(cls, fd, stat.size, access=mmap.ACCESS_READ, **_NO_FD)
         self.stat = stat
         return self
 
