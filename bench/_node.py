@@ -58,13 +58,20 @@ def connect(url: str) -> AbstractAsyncContextManager[NodeApi]:
 
 
 @contextmanager
-def run_node(*options: str) -> Iterator[NodeProcess]:
-    """A node on a state directory of its own; it must stop cleanly in the end."""
+def run_node(*options: str, config: str = '[tasks]\ndurable = "off"\n') -> Iterator[NodeProcess]:
+    """A node on a state directory of its own; it must stop cleanly in the end.
+
+    :param config: unless the options name a file. By default tasks are in memory, so that nobody
+        measures the disk who does not mean to.
+    """
     with tempfile.TemporaryDirectory(prefix="spear-bench-") as folder:
         paths = StatePaths(Path(folder) / "state")
         command = [sys.executable, "-m", "spear_core.cli", "node"]
         home = {"HOME": folder, "XDG_CONFIG_HOME": folder}
         log = Path(folder) / "node.log"
+        if "--config" not in options:
+            (Path(folder) / "node.toml").write_text(config)
+            options = (*options, "--config", f"{folder}/node.toml")
         started = time.perf_counter()
         with log.open("wb") as errors:
             process = subprocess.Popen(
