@@ -104,6 +104,16 @@ class NodeHostcalls(Hostcalls):
             else:
                 with task.tracing.hostcall(name, parent=task.trace):
                     answer = await provider.call(caller, name, payload)
-            return answer if isinstance(answer, HostcallValue) else HostcallValue(answer)
+            return _value(answer, name, takes_fd=takes_fd)
         except Exception as raised:  # barrier: one hostcall
             raise as_spear_error(raised, f"hostcall {name}", self._log) from raised
+
+
+def _value(answer: bytes | HostcallValue, name: str, *, takes_fd: bool) -> HostcallValue:
+    """What the provider answered, as a value. :raises SpearError: it has a file nobody takes."""
+    if not isinstance(answer, HostcallValue):
+        return HostcallValue(answer)
+    if answer.fd is not None and not takes_fd:
+        answer.fd.close()
+        raise SpearError(f"hostcall {name} answered with a file to a caller that takes none")
+    return answer

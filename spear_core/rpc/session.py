@@ -149,7 +149,7 @@ class Session:
             if fd is None:
                 await self._send(MessageKind.REQUEST, id_, 0, head, payload)
             else:
-                _check_beside_fd(payload)
+                self._check_fd(payload)
                 request = Message(MessageKind.REQUEST, id_, 0, head, payload, fd)
                 await self._channel.send(request)
             return await pending.wait()
@@ -257,6 +257,15 @@ class Session:
         if self._ours:
             return ChannelClosedError(self._reason)
         return ChannelBrokenError(self._reason)
+
+    def _check_fd(self, payload: Payload) -> None:
+        """**Raises** :exc:`InvalidRequestError` unless a file can go beside that payload."""
+        if not self._channel.passes_fds:
+            raise InvalidRequestError("no files can go through this connection")
+        if len(payload) > CHUNK:
+            raise InvalidRequestError(
+                f"at most {CHUNK} bytes can go beside a file, these are {len(payload)}"
+            )
 
     def _new_id(self) -> int:
         self._check_open()
@@ -400,7 +409,7 @@ class Session:
                 retryable=False,
             )
         if reply.fd is not None:
-            _check_beside_fd(reply.payload)
+            self._check_fd(reply.payload)
         return reply
 
     async def _handle_fd(self, call: Call, fd: OwnedFd) -> Reply:
@@ -518,13 +527,6 @@ class Session:
     def _got_goaway(self, message: Message) -> None:
         head = decode_head(message.head, dict)
         self._peer_going = str(head.get("reason") or "it is shutting down")
-
-
-def _check_beside_fd(payload: Payload) -> None:
-    if len(payload) > CHUNK:
-        raise InvalidRequestError(
-            f"at most {CHUNK} bytes can go beside a file, these are {len(payload)}"
-        )
 
 
 def _check_fd_has_place(message: Message) -> None:

@@ -304,6 +304,18 @@ async def test_too_much_beside_one(open_sides: OpenSides) -> None:
             await sides.client.request("m")
 
 
+async def test_a_file_where_none_can_go(open_sides: OpenSides) -> None:
+    async def handler(call: Call) -> Reply:
+        return Reply(fd=a_file()) if call.method == "file" else Reply()
+
+    async with open_sides(handler) as sides:
+        with a_file() as fd, pytest.raises(InvalidRequestError, match="no files"):
+            await sides.client.request("m", fd=fd)
+        with pytest.raises(InvalidRequestError, match="no files"):
+            await sides.client.request("file")
+        assert (await sides.client.request("m")).fd is None
+
+
 async def test_requests_that_hold_files_are_counted(open_sides: OpenSides) -> None:
     release = trio.Event()
 
