@@ -391,8 +391,10 @@ async def open_journal(
     async with open_background() as background:
         writer = StoreWriter(store, log)
         background.start_soon(writer.run)
-        yield TaskJournal(store, writer, objects, background=background, log=log, hold=hold)
-        with trio.move_on_after(_LAST_S, shield=True) as waiting:
-            await writer.flushed()
-        if waiting.cancelled_caught or writer.trouble:
-            log.error("the records of %d tasks were not written", writer.trouble)
+        try:
+            yield TaskJournal(store, writer, objects, background=background, log=log, hold=hold)
+        finally:
+            with trio.move_on_after(_LAST_S, shield=True) as waiting:
+                await writer.flushed()
+            if waiting.cancelled_caught or writer.trouble:
+                log.error("the records of %d tasks were not written", writer.trouble)

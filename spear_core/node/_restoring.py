@@ -35,14 +35,12 @@ from spear_core.node._executor import Executor
 from spear_core.node._journal import TaskJournal
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._task_records import (
-    BOOT,
     INPUTS,
     OBJECTS,
     OUTPUTS,
     TASKS,
     Place,
     TaskRecord,
-    boot_id,
     decode_task,
     object_key,
 )
@@ -64,7 +62,6 @@ class Restorer:
     logs: TaskLogDirectory
     log: Logger
     tracing: Tracing | None = None
-    _same_boot: bool = False
     _objects: set[str] = attrs.field(factory=set)
     """Inputs and outputs that a record names."""
     _lost: dict[str, SpearError] = attrs.field(factory=dict)
@@ -75,10 +72,6 @@ class Restorer:
 
         **Raises** :exc:`~spear_core.errors.StoreError`: the store cannot be read.
         """
-        store = self.journal.store
-        boot, before = boot_id().encode(), await store.get(BOOT)
-        self._same_boot = bool(boot) and before is not None and before.value == boot
-        await store.put(BOOT, boot)
         records = [found async for found in self._records()]
         records.sort(key=lambda each: each[1].number)
         restored = [(await self._task(task_id, record), record) for task_id, record in records]
@@ -113,7 +106,7 @@ class Restorer:
     async def _task(self, task_id: str, record: TaskRecord) -> Task:
         final = record.state.is_final
         artifact = self._artifact(record)
-        left = record.deadline.remaining(same_boot=self._same_boot) if record.deadline else 0.0
+        left = record.deadline.remaining() if record.deadline else 0.0
         task = Task(
             id=task_id,
             execution_id=record.execution_id,

@@ -77,6 +77,8 @@ class Write:
         """What has become of it."""
         self.error = error
         self.done = error is None
+        if self.done:
+            self.changes = {}  # a kept task need not keep its input and output twice
         for write in self.older:
             write.tell(error)
         if self._told is not None:

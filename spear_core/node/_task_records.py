@@ -4,8 +4,7 @@
 
     node/format           the number of this layout
     node/identity         who the node is
-    node/boot             which boot of the machine the deadlines below are of
-    tasks/<id>            a task: a :class:`TaskRecord`
+    tasks/<id>            a task: a :class:`TaskRecord`, its idempotency key included
     inputs/<id>           its input, until it is final
     outputs/<id>          its output
 
@@ -17,6 +16,7 @@ so what is large and does not change is beside it.
 from __future__ import annotations
 
 import enum
+import functools
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +27,6 @@ from spear_core.api import ExecutionInfo, Priority, TaskResult, TaskState
 from spear_core.errors import StoreCorruptError
 
 __all__ = [
-    "BOOT",
     "FORMAT",
     "FORMAT_KEY",
     "IDENTITY",
@@ -39,7 +38,6 @@ __all__ = [
     "Deadline",
     "Place",
     "TaskRecord",
-    "boot_id",
     "decode_task",
     "encode_task",
     "holder",
@@ -48,7 +46,6 @@ __all__ = [
 
 FORMAT = 1
 FORMAT_KEY = b"node/format"
-BOOT = b"node/boot"
 IDENTITY = b"node/identity"
 TASKS = b"tasks/"
 INPUTS = b"inputs/"
@@ -78,26 +75,27 @@ class Deadline(msgspec.Struct, array_like=True, frozen=True):
 
     wall: float
     """Seconds since the Unix epoch."""
-    boot: float
+    up: float
     """Seconds since the machine was started."""
     left: float
     """Seconds from when this was written."""
+    boot: str
+    """Which start of the machine that was; empty: it could not say."""
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
         """So many seconds from now."""
-        return cls(
-            time.time() + seconds, time.clock_gettime(time.CLOCK_BOOTTIME) + seconds, seconds
-        )
+        up = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return cls(time.time() + seconds, up + seconds, seconds, _boot())
 
-    def remaining(self, *, same_boot: bool) -> float:
+    def remaining(self) -> float:
         """Seconds from now; at most those that were left when it was written.
 
         Within one boot nobody's setting of the clock counts. After another one only the clock can
         tell, and if it was set back, the task gets no more than it had.
         """
-        if same_boot:
-            seconds = self.boot - time.clock_gettime(time.CLOCK_BOOTTIME)
+        if self.boot and self.boot == _boot():
+            seconds = self.up - time.clock_gettime(time.CLOCK_BOOTTIME)
         else:
             seconds = self.wall - time.time()
         return min(seconds, self.left)
@@ -169,8 +167,9 @@ def holder(task_id: str) -> str:
     return f"task/{task_id}/record"
 
 
-def boot_id() -> str:
-    """Which boot of the machine this is; empty: it cannot say."""
+@functools.cache
+def _boot() -> str:
+    """Which boot of the machine this is (``man 4 random``), as much of it as tells them apart."""
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii")[:8]
     return ""

@@ -501,16 +501,19 @@ async def test_a_deadline_goes_on_while_the_node_is_away(
 
 
 def test_a_deadline_outlives_boots_and_steps_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    clocks = {"wall": 1e9, "boot": 500.0}
+    clocks: dict[str, Any] = {"wall": 1e9, "up": 500.0, "boot": "a"}
     monkeypatch.setattr(time, "time", lambda: clocks["wall"])
-    monkeypatch.setattr(time, "clock_gettime", lambda clock: clocks["boot"])
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: clocks["up"])
+    monkeypatch.setattr("spear_core.node._task_records._boot", lambda: clocks["boot"])
     deadline = msgspec.msgpack.decode(msgspec.msgpack.encode(Deadline.after(100)), type=Deadline)
-    clocks.update(wall=1e9 + 86_400, boot=510.0)  # somebody set the clock
-    assert deadline.remaining(same_boot=True) == 90
-    clocks.update(wall=1e9 + 30, boot=5.0)  # the machine was booted
-    assert deadline.remaining(same_boot=False) == 70
+    clocks.update(wall=1e9 + 86_400, up=510.0)  # somebody set the clock
+    assert deadline.remaining() == 90
+    clocks.update(wall=1e9 + 30, up=5.0, boot="b")  # the machine was booted
+    assert deadline.remaining() == 70
     clocks.update(wall=1e9 - 86_400)  # … and its clock is wrong
-    assert deadline.remaining(same_boot=False) == 100
+    assert deadline.remaining() == 100
+    clocks.update(wall=1e9 + 30, boot="")  # it cannot say
+    assert deadline.remaining() == 70
 
 
 async def test_what_is_kept_is_bounded_by_count_and_age_on_disk_too(
