@@ -229,8 +229,9 @@ def bench(session: nox.Session) -> None:
 def bench_ray(session: nox.Session) -> None:
     """SPEAR beside Ray, which the session installs, starts and stops."""
     _install(session, *BY_NAME)
-    session.install("ray[default]")
-    session.run("python", str(ROOT / "bench" / "against_ray.py"), *session.posargs)
+    session.install("ray[default]", "numpy")
+    for script in ("against_ray.py", "objects_against_ray.py"):
+        session.run("python", str(ROOT / "bench" / script), *session.posargs)
 
 
 @nox.session(python=OLDEST)

@@ -1,9 +1,10 @@
 """Putting and getting values through SPEAR's stores and through Ray's on this machine.
 
-`nox -s bench_ray -- objects`, or with an interpreter that has both. Every put is of a numpy array,
+`nox -s bench_ray`, or with an interpreter that has both. Every put is of a numpy array,
 without a hash, which is how Ray is fastest; every get ends with a view whose last byte was read.
-Ray is stopped before SPEAR is measured, so that neither disturbs the other; a copy of the value in
-memory is measured with both. `--sizes` takes KiB.
+"put sealed" is what another process does: it fills memory of its own and seals it, and the store
+takes that over. Ray is stopped before SPEAR is measured, so that neither disturbs the other; a copy
+of the value in memory is measured with both. `--sizes` takes KiB.
 """
 
 from __future__ import annotations

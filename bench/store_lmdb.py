@@ -51,6 +51,16 @@ async def best_async(work: Callable[[], Awaitable[object]], rounds: int = ROUNDS
     return min(times)
 
 
+def anonymous_memory() -> float:
+    """MiB of this process that are no file's."""
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
+    return int(line.split()[1]) / 1024
+
+
 def raw_gets(folder: Path) -> float:
     """µs for one get of a kibibyte in a transaction of its own."""
     with lmdb.open(str(folder), map_size=1 << 30, max_dbs=1, sync=False) as env:
@@ -128,10 +138,13 @@ async def puts(report: Report, folder: Path) -> None:
                     nursery.start_soon(write, number)
 
         before = store.batches
+        started = time.process_time()
         seconds = await best_async(everybody, 3)
         writes = WRITERS * WRITES
+        busy = (time.process_time() - started) / (3 * writes)
         report.row("durable puts of 1 KiB, 64 writers", writes / seconds, "/s",
                    floor=floor, target=">= 20,000")  # fmt: skip
+        report.row("… cpu for one, of both threads", busy * 1e6, "us")
         report.row("… p50", percentile(times, 50) * 1e3, "ms")
         report.row("… p99", percentile(times, 99) * 1e3, "ms")
         report.row("… writes in a commit", 3 * writes / (store.batches - before), "")
@@ -183,6 +196,22 @@ async def many(report: Report, folder: Path, count: int) -> None:
 
         report.row("list of 1,000 of them by prefix", await best_async(listing) * 1e3, "ms",
                    target="<= 10")  # fmt: skip
+        before = anonymous_memory()
+        after, seen = None, 0
+        started = time.perf_counter()
+        while seen == 0 or after is not None:
+            page = await store.list(after=after, limit=1000)
+            after, seen = page.next_key, seen + len(page.objects)
+        assert seen == count
+        report.row("list all of them", time.perf_counter() - started, "s")
+        async with store.snapshot() as snapshot:
+            for number in range(0, count, count // 1000):
+                await store.put(f"p{number // 1000:05}/{number:08}", b"y" * 100)
+            started = time.perf_counter()
+            page = await snapshot.list(f"p{count // 2000:05}/", limit=1000)
+            assert len(page.objects) == 1000
+            report.row("… 1,000 of a snapshot", (time.perf_counter() - started) * 1e3, "ms")
+        report.row("… memory that took", anonymous_memory() - before, "MiB", target="<= 20")
 
 
 async def main(count: int) -> None:

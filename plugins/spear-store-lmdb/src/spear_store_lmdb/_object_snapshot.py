@@ -15,7 +15,7 @@ from spear_core.api import ObjectPage, ObjectSnapshot, ObjectStat, ObjectView
 from spear_core.errors import ObjectNotFoundError
 from spear_core.stores import Picture, check_limit
 
-from ._records import Record, unpack
+from ._records import Record, stat_of, unpack
 
 if TYPE_CHECKING:
     from ._objects import LmdbObjectStore
@@ -66,30 +66,26 @@ class Snapshot(ObjectSnapshot):
             return page_of(self._listed(walk, old), limit, self.revision)
 
     def _listed(
-        self, now: Iterator[tuple[str, memoryview]], past: Iterator[str]
+        self, now: Iterator[tuple[str, bytes, memoryview]], past: Iterator[str]
     ) -> Iterator[ObjectStat]:
-        old = ((key, memoryview(b"")) for key in past)
+        old = ((name, b"", memoryview(b"")) for name in past)
         # a key of both comes from LMDB first: the merge is stable
-        for key, entries in itertools.groupby(
+        for name, entries in itertools.groupby(
             heapq.merge(now, old, key=itemgetter(0)), key=itemgetter(0)
         ):
-            raw = next(entries)[1]
-            if (record := self._unchanged(key, raw)) is not None:
-                yield record.stat
-            elif (kept := self._store.versions.at(key, self.revision)) is not None:
-                yield unpack(key, kept).stat
-
-    def _unchanged(self, key: str, raw: bytes | memoryview) -> Record | None:
-        """What is current, if it was so then."""
-        record = unpack(key, raw) if len(raw) else None
-        return record if record and record.stat.revision <= self.revision else None
+            _, key, raw = next(entries)
+            stat = stat_of(name, raw, key) if key else None
+            if stat is not None and stat.revision <= self.revision:
+                yield stat
+            elif (kept := self._store.versions.at(name, self.revision)) is not None:
+                yield stat_of(name, kept)
 
     def _find(self, key: str) -> tuple[Record, bytes]:
         self._picture.check()
         raw = b""
         with suppress(ObjectNotFoundError):
             raw = self._store.raw(key)
-        if (record := self._unchanged(key, raw)) is not None:
+        if raw and (record := unpack(key, raw)).stat.revision <= self.revision:
             return record, raw
         kept = self._store.versions.at(key, self.revision)
         if kept is None:

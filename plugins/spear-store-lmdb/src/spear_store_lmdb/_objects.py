@@ -71,7 +71,7 @@ from ._object_maintenance import (
 )
 from ._object_snapshot import Snapshot, page_of
 from ._object_writer import Writer
-from ._records import Record, blob_of, inline_value, unpack, value_of
+from ._records import Record, blob_of, inline_value, stat_of, unpack, value_of
 from ._references import References
 
 __all__ = ["LmdbObjectStore", "open_objects"]
@@ -364,7 +364,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
     async def stat(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()
-        return self._read(key)[0].stat
+        return stat_of(key, self.raw(key))
 
     async def list(
         self, prefix: str = "", *, after: str | None = None, limit: int = 1000
@@ -372,13 +372,14 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         check_limit(limit)
         await trio.lowlevel.checkpoint()
         with self.walking(prefix, after) as (walk, revision):
-            return page_of((unpack(key, raw).stat for key, raw in walk), limit, revision)
+            found = (stat_of(name, raw, key) for name, key, raw in walk)
+            return page_of(found, limit, revision)
 
     @contextmanager
     def walking(
         self, prefix: str, after: str | None
-    ) -> Iterator[tuple[Iterator[tuple[str, memoryview]], int]]:
-        """Keys and records, ascending, which lie in LMDB for as long as the block; and the
+    ) -> Iterator[tuple[Iterator[tuple[str, bytes, memoryview]], int]]:
+        """Names, keys and records, ascending, which lie in LMDB for as long as the block; and the
         revision."""
         try:
             with self._environment.looking() as txn:
@@ -390,14 +391,17 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
     @staticmethod
     def _walk(
         cursor: ViewCursor, prefix: str, after: str | None
-    ) -> Iterator[tuple[str, memoryview]]:
+    ) -> Iterator[tuple[str, bytes, memoryview]]:
         first = prefix.encode("utf-8", "surrogatepass")
         start = first if after is None else max(first, after.encode("utf-8", "surrogatepass"))
-        found = cursor.set_range(start) if start else cursor.first()
-        while found and (key := bytes(cursor.key())).startswith(first):
+        if not (cursor.set_range(start) if start else cursor.first()):
+            return
+        for view, raw in cursor:
+            key = bytes(view)
+            if not key.startswith(first):
+                return
             if (name := key.decode()) != after:
-                yield name, cursor.value()
-            found = cursor.next()
+                yield name, key, raw
 
     # ---- what keeps an object
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -19,6 +19,7 @@ __all__ = [
     "head_of",
     "inline_value",
     "pack",
+    "stat_of",
     "unpack",
     "value_of",
 ]
@@ -105,40 +106,50 @@ def pack(stat: ObjectStat, blob: str, value: bytes = b"") -> bytes:
 def head_of(key: bytes, raw: bytes | memoryview) -> Head:
     """The head of the record in these bytes; the value is not looked at. **Raises**
     :exc:`~spear_core.errors.StoreCorruptError`."""
-    try:
-        head = Head._make(_HEAD.unpack_from(raw))
-    except struct.error as exc:
-        raise _damaged(key) from exc
-    end = _HEAD.size + head.length + 4
-    if zlib.crc32(raw[:end], zlib.crc32(key)) != RESIDUE:
-        raise _damaged(key)
-    if head.flags & _INLINE and len(raw) != end + head.size:
-        raise _damaged(key)
-    return head
+    return Head._make(_checked(key, raw))
+
+
+def stat_of(name: str, raw: bytes | memoryview, key: bytes | None = None) -> ObjectStat:
+    """What is known of an object, likewise. :param key: the name in UTF-8, where it is at hand."""
+    fields = _checked(name.encode() if key is None else key, raw)
+    version, revision, size, created, updated, expires, refs, flags, digest, _, _, length = fields
+    return ObjectStat(
+        key=name,
+        size=size,
+        version=version,
+        revision=revision,
+        sha256=digest.hex() if flags & _HASHED else "",
+        created_at=created,
+        updated_at=updated,
+        content_type=str(raw[_HEAD.size : _HEAD.size + length], "utf-8"),
+        refs=refs,
+        pinned=flags & _PINNED != 0,
+        expires_at=expires or None,
+    )
 
 
 def unpack(key: str, raw: bytes | memoryview) -> Record:
     """The whole record, likewise."""
-    head = head_of(key.encode(), raw)
-    stat = ObjectStat(
-        key=key,
-        size=head.size,
-        version=head.version,
-        revision=head.revision,
-        sha256=head.sha256.hex() if head.flags & _HASHED else "",
-        created_at=head.created_at,
-        updated_at=head.updated_at,
-        content_type=str(raw[_HEAD.size : _HEAD.size + head.length], "utf-8"),
-        refs=head.refs,
-        pinned=head.pinned,
-        expires_at=head.expires_at or None,
-    )
-    return Record(stat, head.blob_name)
+    return Record(stat_of(key, raw), blob_of(raw))
 
 
-def blob_of(raw: bytes) -> str:
-    """The name of the file with the value, in a record that is known to be sound."""
-    return Head._make(_HEAD.unpack_from(raw)).blob_name
+def _checked(key: bytes, raw: bytes | memoryview) -> tuple[Any, ...]:
+    try:
+        fields = _HEAD.unpack_from(raw)
+    except struct.error as exc:
+        raise _damaged(key) from exc
+    end = _HEAD_AND_SUM + fields[-1]
+    if zlib.crc32(raw[:end], zlib.crc32(key)) != RESIDUE:
+        raise _damaged(key)
+    if fields[7] & _INLINE and len(raw) != end + fields[2]:
+        raise _damaged(key)
+    return fields
+
+
+def blob_of(raw: bytes | memoryview) -> str:
+    """The name of the file with the value, in a record that is known to be sound; empty when the
+    value is inline."""
+    return "" if raw[_FLAGS] & _INLINE else bytes(raw[_SUM - 16 : _SUM]).hex()
 
 
 def value_of(record: Record, raw: bytes) -> bytes:
