@@ -25,7 +25,7 @@ _OPTIONS: Mapping[str, int | str] = {
     "grpc.so_reuseport": 0,  # or a second server takes half the calls, silently
     "grpc.http2.max_ping_strikes": 0,  # a client's keepalive is its own business
 }
-_CROWD = 4
+_CROWD = 2
 """Calls under way from which on trio looks into the queue by itself."""
 _STOPPED = RpcError(StatusCode.CANCELLED, "the server stopped the call")
 _log = logging.getLogger("spear.transport-grpc")
