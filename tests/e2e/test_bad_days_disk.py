@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ mount -t tmpfs -o size=64k none "$SPEAR_STATE_DIR/logs"
 exec "$@"
 """
 SMALL_FILES = 'ulimit -f 64; exec "$@"'  # in blocks of 512 or of 1024 bytes, as the shell likes
+SMALL_STORE = """
+set -e
+mkdir -p "$SPEAR_STATE_DIR/plugins"
+mount -t tmpfs -o size=16m none "$SPEAR_STATE_DIR/plugins"
+exec "$@"
+"""
 READ_ONLY = """
 mkdir -p "$SPEAR_STATE_DIR"
 mount --bind "$SPEAR_STATE_DIR" "$SPEAR_STATE_DIR"
@@ -123,3 +130,46 @@ def test_a_config_that_is_a_directory(home: Any) -> None:
     told = home.spear("node", "--config", str(home.folder))
     assert told.status == 2
     assert "directory" in told.err
+
+
+def fill(path: Path) -> None:
+    """Take all the room there is."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_for_tasks(home: Any, mounts: str) -> None:
+    node = home.node(wrapper=f"exec {mounts} sh -c '{SMALL_STORE}' sh \"$@\"")
+    home.deploy_functions()
+    large = "0" + " " * 60_000  # the same number, and no room that was free before is enough
+
+    def submit() -> Any:
+        return home.spear("invoke", "bad:nap", "--input", large, "--async")
+
+    accepted = [submit().out.strip()]
+    assert home.spear("result", accepted[0], "--wait").out.startswith("slept 0")
+    # What the node has mounted, seen from here.
+    filler = Path(f"/proc/{node.process.pid}/root{home.state}/plugins/filler")
+    fill(filler)
+    while (told := submit()).status == 0:  # the store has a little room of its own
+        accepted.append(told.out.strip())
+        assert len(accepted) < 50
+        fill(filler)
+    assert (told.status, told.out) == (5, ""), told.err
+    assert "not accepted" in told.err
+    assert "no room left" in told.err
+    assert "Traceback" not in told.err
+    assert home.spear("result", accepted[0]).out.startswith("slept 0"), "what is there can be read"
+    filler.unlink()
+
+    def again() -> bool:
+        told = submit()
+        accepted.extend([told.out.strip()] if told.status == 0 else [])
+        return bool(told.status == 0)
+
+    home.wait_until(again, "the node takes tasks again")
+    for task_id in accepted:
+        assert home.spear("result", task_id, "--wait").out.startswith("slept 0")
+    assert {task["task_id"] for task in node.listed("ps")} == set(accepted)
+    assert node.stop() == 0
