@@ -333,6 +333,38 @@ async def test_what_may_only_be_read_cannot_be_written(
     assert hostcalls.files == 1
 
 
+CROWDED = """
+    import os, resource
+    from spear_sdk import Context, function
+
+    @function
+    def main(ctx: Context) -> list:
+        told = []
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        ctx.objects.stat("k")  # which loads what it takes
+        for room in (0, 1, 100):
+            kept = [os.dup(0)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (kept[0] + room, hard))
+            try:
+                told.append(len(ctx.objects.get("k")))
+            except OSError as error:
+                told.append(error.strerror)
+            os.close(kept[0])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return told
+"""
+
+
+async def test_a_worker_without_descriptors_is_told_and_goes_on(
+    place: Any, single: Single, make_request: Any, store: ObjectStore
+) -> None:
+    await store.put("k", bytes(300_000))
+    async with single(place.artifact("agent.py", CROWDED)) as instance:
+        answer = output_of(await instance.execute(make_request()))
+    assert answer[0] == "Too many open files"
+    assert answer[-1] == 300_000
+
+
 COUNTS = """
     import struct
     from spear_sdk import Context, ObjectConflictError, function

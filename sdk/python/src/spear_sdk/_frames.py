@@ -89,7 +89,7 @@ class FrameReader:
     passes_fds = False
     """Whether frames may bring file descriptors."""
     fd: Descriptor | None = None
-    """The one of the frame that `next` gave last."""
+    """The one of the frame that `next` gave last; closed if this process had no room for it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -118,9 +118,12 @@ class FrameReader:
     def _fill_with_fd(self, flags: int) -> int:
         flags |= socket.MSG_CMSG_CLOEXEC
         room = socket.CMSG_LEN(_INT.size)
-        count, control, _, _ = self._connection.recvmsg_into([self._view[self._end :]], room, flags)
+        into = [self._view[self._end :]]
+        count, control, told, _ = self._connection.recvmsg_into(into, room, flags)
         for _, _, data in control:
             self._fds.append(Descriptor(_INT.unpack_from(data)[0]))
+        if told & socket.MSG_CTRUNC and not control:  # this process could have no more
+            self._fds.append(Descriptor(-1))
         return count
 
     def next(self) -> Frame | None:
@@ -131,7 +134,7 @@ class FrameReader:
         self.fd = None
         while (frame := self._next_frame()) is not None:
             if frame[1] & FD and self.passes_fds:
-                if not self._fds:  # most likely this process could have no more
+                if not self._fds:
                     raise ProtocolError("a file descriptor did not arrive")
                 self.fd = self._fds.pop(0)
             if frame[0] == DATA or frame[1] & MORE:

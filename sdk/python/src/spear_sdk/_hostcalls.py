@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 import sys
 import threading
 
@@ -128,6 +130,8 @@ class Hostcalls:
             pending.error = hostcall_error(unpack(head))
         pending.payload = payload
         pending.fd = self._channel.take_fd()
+        if pending.fd is not None and pending.fd.number < 0:
+            pending.error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         pending.finish()
 
     def cancel(self, context: Context, *, only_blocking: bool) -> None:
