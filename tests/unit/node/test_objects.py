@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -206,18 +206,56 @@ async def view_of_file(content: bytes) -> AsyncIterator[tuple[ObjectView, Any]]:
     store = MemoryObjectStore(max_bytes=1 << 30)
     await store.put("x", content)
     async with store.open("x") as view:
-        with tempfile.TemporaryFile(dir=Path.home()) as file:
+        with tempfile.TemporaryFile() as file:
             file.write(content)
             file.flush()
             yield attrs.evolve(view, fd=file.fileno()), file
 
 
-async def test_what_lies_on_the_disk_only_is_read_beside_the_nodes_own_thread() -> None:
+@pytest.mark.parametrize("cached", [0, 1, 300_000, 1 << 20])
+async def test_what_lies_on_the_disk_only_is_read_in_a_thread(
+    cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as ``cached`` the file is in memory, and the kernel says where that ends."""
+    content, preadv, threads = os.urandom(1 << 20), os.preadv, 0
+    run_sync = trio.to_thread.run_sync
+
+    def read(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        assert flags == os.RWF_NOWAIT
+        if offset >= cached:
+            raise BlockingIOError
+        return preadv(fd, [memoryview(buffers[0])[: cached - offset]], offset)
+
+    async def count(*args: Any, **options: Any) -> Any:
+        nonlocal threads
+        threads += 1
+        return await run_sync(*args, **options)
+
+    monkeypatch.setattr(os, "preadv", read)
+    monkeypatch.setattr(trio.to_thread, "run_sync", count)
+    async with view_of_file(content) as (view, _), ViewReader(view, 0) as reader:
+        assert b"".join([piece async for piece in reader]) == content
+    assert (threads == 0) is (cached == 1 << 20)
+
+
+async def test_a_file_that_cannot_say_what_is_in_memory_is_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: Any) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    content = os.urandom(1 << 20)
+    monkeypatch.setattr(os, "preadv", refuse)
+    async with view_of_file(content) as (view, _), ViewReader(view, 100) as reader:
+        assert b"".join([piece async for piece in reader]) == content[100:]
+
+
+async def test_the_page_cache_as_it_is() -> None:
     content = os.urandom(1 << 20)
     async with view_of_file(content) as (view, file):
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         async with ViewReader(view, 100) as reader:
             assert b"".join([piece async for piece in reader]) == content[100:]
-        async with ViewReader(view, 0) as reader:  # and from the page cache
+        async with ViewReader(view, 0) as reader:
             assert b"".join([piece async for piece in reader]) == content
