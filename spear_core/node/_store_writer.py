@@ -19,7 +19,6 @@ from spear_core.errors import (
     CompactedError,
     InvalidRequestError,
     SpearError,
-    StoreError,
     StoreFullError,
 )
 from spear_core.node._failures import as_spear_error
@@ -255,5 +254,6 @@ class StoreWriter:
             await self._store.compact(revision)
         except (CompactedError, InvalidRequestError):
             pass
-        except StoreError as error:
+        except Exception as raised:  # barrier: the store
+            error = as_spear_error(raised, "the metadata store", self._log)
             self._log.warning("the metadata store's history cannot be compacted: %s", error)

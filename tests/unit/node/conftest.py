@@ -27,6 +27,7 @@ from spear_core.api import (
     Instance,
     InstanceSpec,
     InstanceStatistics,
+    KeyValue,
     MetadataChange,
     MetadataStoreSpec,
     ObjectStore,
@@ -260,6 +261,8 @@ class SteeredMetadata(MemoryMetadataStore):
         self.gate = trio.Event()
         self.gate.set()
         """While it is not set, nothing is written."""
+        self.history: list[tuple[KeyValue, ...]] | None = None
+        """What was in it after each transaction, for whoever sets a list here."""
 
     async def transact(
         self, changes: Sequence[MetadataChange], *, compares: Sequence[Compare] = ()
@@ -268,7 +271,10 @@ class SteeredMetadata(MemoryMetadataStore):
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        return await super().transact(changes, compares=compares)
+        result = await super().transact(changes, compares=compares)
+        if self.history is not None:
+            self.history.append((await self.range(limit=100_000)).items)
+        return result
 
 
 @pytest.fixture
