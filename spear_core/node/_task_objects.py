@@ -228,8 +228,8 @@ class TaskObjects:
     async def _taking(self, task: Task) -> AsyncIterator[None]:
         """While a reference is taken in a task's name."""
         if task.id not in self._holding:
-            self._holding.add(task.id)
             await (await self._store()).keep_alive(task_holder(task.id), _LEASE_S)
+            self._holding.add(task.id)
             if not self._renewing:
                 self._renewing = True
                 self._background.start_soon(self._renew)
