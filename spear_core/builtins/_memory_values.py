@@ -10,10 +10,12 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from spear_core.api import SealedFile
+import attrs
+
+from spear_core.api import ObjectStat, SealedFile
 from spear_core.stores import SEALS, check_sealed
 
-__all__ = ["SMALL", "MemoryValue", "MemoryValues"]
+__all__ = ["SMALL", "MemoryObject", "MemoryValue", "MemoryValues", "NewValue", "write_all"]
 
 SMALL = 64 << 10
 """Bytes up to which a value has no memory of its own."""
@@ -73,6 +75,22 @@ class MemoryValue:
         """The same in hexadecimal; likewise."""
         with self.shown() as (data, _):
             return hashlib.sha256(data).hexdigest()
+
+
+@attrs.frozen
+class NewValue:
+    """A value on its way."""
+
+    value: MemoryValue
+    digest: str
+
+
+@attrs.frozen
+class MemoryObject:
+    """An object with its value."""
+
+    stat: ObjectStat
+    value: MemoryValue
 
 
 def _reopened(fd: int) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import heapq
 import itertools
-import os
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
@@ -32,14 +30,19 @@ from spear_core.api import (
     SealedFile,
     StoreUsage,
 )
-from spear_core.builtins._memory_values import SMALL, MemoryValue, MemoryValues, write_all
+from spear_core.builtins._memory_snapshot import MemorySnapshot, page_of
+from spear_core.builtins._memory_values import (
+    MemoryObject,
+    MemoryValue,
+    MemoryValues,
+    NewValue,
+)
+from spear_core.builtins._memory_writer import MemoryWriter
 from spear_core.errors import InvalidRequestError, ObjectNotFoundError, StoreFullError
 from spear_core.stores import (
     Deadlines,
     HistoryChannel,
     News,
-    Picture,
-    PieceWriter,
     Versions,
     check_holder,
     check_limit,
@@ -96,20 +99,6 @@ async def open_memory_store(
         nursery.cancel_scope.cancel()
 
 
-@attrs.frozen
-class _Object:
-    stat: ObjectStat
-    value: MemoryValue
-
-
-@attrs.frozen
-class _New:
-    """A value on its way."""
-
-    value: MemoryValue
-    digest: str
-
-
 class MemoryObjectStore(ObjectStore):
     """Objects in a dict. Evicts nothing: when it is full, it says so.
 
@@ -124,12 +113,12 @@ class MemoryObjectStore(ObjectStore):
     def __init__(self, *, max_bytes: int, max_files: int = 256, max_kept: int = 256 << 20) -> None:
         self._max_bytes = max_bytes
         self._used = 0
-        self._reserved = 0
-        self._values = MemoryValues(max_files=max_files)
-        self._versions: Versions[_Object] = Versions(limit=max_kept)
-        self._threads = trio.CapacityLimiter(4)
+        self.reserved = 0
+        self.values = MemoryValues(max_files=max_files)
+        self.versions: Versions[MemoryObject] = Versions(limit=max_kept)
+        self.threads = trio.CapacityLimiter(4)
         self._revision = 0
-        self._objects: dict[str, _Object] = {}
+        self._objects: dict[str, MemoryObject] = {}
         self._keys: list[str] = []
         self._last_versions: dict[str, int] = {}
         self._forgotten_version = 0
@@ -162,31 +151,31 @@ class MemoryObjectStore(ObjectStore):
         check_operations(operations)
         puts = [op for op in operations if isinstance(op, PutObject)]
         sealed = {
-            op.key: self._values.adopt(op.value) for op in puts if isinstance(op.value, SealedFile)
+            op.key: self.values.adopt(op.value) for op in puts if isinstance(op.value, SealedFile)
         }
         await trio.lowlevel.checkpoint()
         values = {op.key: await self._prepare(op, sealed.get(op.key)) for op in puts}
-        return self._apply(operations, values)
+        return self.apply(operations, values)
 
-    async def _prepare(self, operation: PutObject, value: MemoryValue | None) -> _New:
+    async def _prepare(self, operation: PutObject, value: MemoryValue | None) -> NewValue:
         given = operation.value
 
-        def work() -> _New:
+        def work() -> NewValue:
             if isinstance(given, SealedFile):
                 assert value is not None
-                made = self._values.settled(value)
+                made = self.values.settled(value)
             else:
                 with memoryview(given) as view, view.cast("B") as octets:
-                    made = self._values.make(octets)
-            return _New(made, made.sha256() if operation.hashed else "")
+                    made = self.values.make(octets)
+            return NewValue(made, made.sha256() if operation.hashed else "")
 
         size = given.size if isinstance(given, SealedFile) else memoryview(given).nbytes
         if size <= _INLINE:
             return work()
-        return await trio.to_thread.run_sync(work, limiter=self._threads)
+        return await trio.to_thread.run_sync(work, limiter=self.threads)
 
-    def _apply(
-        self, operations: Sequence[ObjectOperation], values: dict[str, _New]
+    def apply(
+        self, operations: Sequence[ObjectOperation], values: dict[str, NewValue]
     ) -> tuple[ObjectStat | None, ...]:
         for operation in operations:
             self._check_expected(operation.key, self._objects.get(operation.key), operation.expect)
@@ -206,14 +195,14 @@ class MemoryObjectStore(ObjectStore):
         after = (self._objects.get(operation.key) for operation in operations)
         return tuple(found.stat if found else None for found in after)
 
-    def _check_room(self, values: dict[str, _New]) -> None:
+    def _check_room(self, values: dict[str, NewValue]) -> None:
         more = sum(new.value.size for new in values.values())
-        self._check_more(more, values)
+        self.check_more(more, values)
 
-    def _check_more(self, more: int, keys: Collection[str]) -> None:
+    def check_more(self, more: int, keys: Collection[str]) -> None:
         """Whether values of so many bytes may take the place of what those keys have."""
         less = sum(self._objects[key].stat.size for key in keys if key in self._objects)
-        used = self._used + self._reserved
+        used = self._used + self.reserved
         if used - less + more > self._max_bytes:
             raise StoreFullError(
                 f"writing {more} bytes to {', '.join(map(repr, keys))} would pass the store's "
@@ -242,7 +231,7 @@ class MemoryObjectStore(ObjectStore):
             bisect.insort(self._keys, key)
         else:
             self._supersede(old)
-        self._objects[key] = _Object(stat, value)
+        self._objects[key] = MemoryObject(stat, value)
         self._used += value.size - (old.stat.size if old else 0)
         if operation.ttl is None:
             self._expiring.discard(key)
@@ -250,9 +239,9 @@ class MemoryObjectStore(ObjectStore):
             self._expiring.set(key, operation.ttl)
         return stat
 
-    def _supersede(self, old: _Object) -> None:
+    def _supersede(self, old: MemoryObject) -> None:
         stat = old.stat
-        self._versions.supersede(
+        self.versions.supersede(
             stat.key, stat.version, old,
             written=stat.revision, ended=self._revision + 1, size=stat.size,
         )  # fmt: skip
@@ -262,14 +251,14 @@ class MemoryObjectStore(ObjectStore):
         self, key: str, *, version: int | None = None
     ) -> AsyncGenerator[ObjectView, None]:
         await trio.lowlevel.checkpoint()
-        with self._shown(self._find(key) if version is None else self._version(key, version)) as v:
+        with self.shown(self._find(key) if version is None else self._version(key, version)) as v:
             yield v
 
     @contextmanager
-    def _shown(self, found: _Object) -> Iterator[ObjectView]:
+    def shown(self, found: MemoryObject) -> Iterator[ObjectView]:
         stat = found.stat
         with (
-            self._versions.viewing(stat.key, stat.version, found),
+            self.versions.viewing(stat.key, stat.version, found),
             found.value.shown() as (data, fd),
         ):
             yield ObjectView(stat=stat, data=data, fd=fd)
@@ -277,12 +266,12 @@ class MemoryObjectStore(ObjectStore):
     async def get(self, key: str, *, version: int | None = None) -> tuple[ObjectStat, bytes]:
         await trio.lowlevel.checkpoint()
         found = self._find(key) if version is None else self._version(key, version)
-        return await self._copied(found)
+        return await self.copied(found)
 
-    async def _copied(self, found: _Object) -> tuple[ObjectStat, bytes]:
+    async def copied(self, found: MemoryObject) -> tuple[ObjectStat, bytes]:
         if found.stat.size <= _INLINE or found.value.small is not None:
             return found.stat, found.value.copied()
-        value = await trio.to_thread.run_sync(found.value.copied, limiter=self._threads)
+        value = await trio.to_thread.run_sync(found.value.copied, limiter=self.threads)
         return found.stat, value
 
     def get_nowait(self, key: str) -> bytes:
@@ -294,11 +283,11 @@ class MemoryObjectStore(ObjectStore):
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[ObjectSnapshot, None]:
         await trio.lowlevel.checkpoint()
-        picture = self._versions.open_picture(self._revision)
+        picture = self.versions.open_picture(self._revision)
         try:
-            yield _Snapshot(self, picture)
+            yield MemorySnapshot(self, picture)
         finally:
-            self._versions.close_picture(picture)
+            self.versions.close_picture(picture)
 
     @asynccontextmanager
     async def create(
@@ -317,7 +306,7 @@ class MemoryObjectStore(ObjectStore):
         check_operations([operation])
         check_size(size)
         await trio.lowlevel.checkpoint()
-        writer = _Writer(self, operation, size)
+        writer = MemoryWriter(self, operation, size)
         try:
             yield writer
         finally:
@@ -327,7 +316,7 @@ class MemoryObjectStore(ObjectStore):
         await trio.lowlevel.checkpoint()
         return StoreUsage(
             objects=len(self._objects),
-            bytes=self._used + self._reserved,
+            bytes=self._used + self.reserved,
             limit_bytes=self._max_bytes,
         )
 
@@ -340,10 +329,10 @@ class MemoryObjectStore(ObjectStore):
     ) -> ObjectPage:
         check_limit(limit)
         await trio.lowlevel.checkpoint()
-        found = (self._objects[key].stat for key in self._keys_from(prefix, after))
-        return _page(found, limit, self._revision)
+        found = (self._objects[key].stat for key in self.keys_from(prefix, after))
+        return page_of(found, limit, self._revision)
 
-    def _keys_from(self, prefix: str, after: str | None) -> Iterator[str]:
+    def keys_from(self, prefix: str, after: str | None) -> Iterator[str]:
         start = bisect.bisect_left(self._keys, prefix)
         if after is not None:
             start = max(start, bisect.bisect_right(self._keys, after))
@@ -460,29 +449,29 @@ class MemoryObjectStore(ObjectStore):
 
     # ---- parts
 
-    def _find(self, key: str) -> _Object:
+    def _find(self, key: str) -> MemoryObject:
         try:
             return self._objects[key]
         except KeyError:
             check_object_key(key)
             raise ObjectNotFoundError(f"there is no object {key!r}") from None
 
-    def _version(self, key: str, version: int) -> _Object:
+    def _version(self, key: str, version: int) -> MemoryObject:
         found = self._objects.get(key)
         if found is not None and found.stat.version == version:
             return found
-        old = self._versions.find(key, version)
+        old = self.versions.find(key, version)
         if old is None:
             check_object_key(key)
             raise version_gone(key, version, found.stat.version if found else None)
         return old
 
-    def _at(self, key: str, revision: int) -> _Object | None:
+    def at(self, key: str, revision: int) -> MemoryObject | None:
         """What was current then, of a picture that is open."""
         found = self._objects.get(key)
         if found is not None and found.stat.revision <= revision:
             return found
-        return self._versions.at(key, revision)
+        return self.versions.at(key, revision)
 
     def _change(
         self, key: str, *, refs: int | None = None, pinned: bool | None = None
@@ -493,7 +482,7 @@ class MemoryObjectStore(ObjectStore):
             refs=found.stat.refs if refs is None else refs,
             pinned=found.stat.pinned if pinned is None else pinned,
         )
-        self._objects[key] = _Object(stat, found.value)
+        self._objects[key] = MemoryObject(stat, found.value)
         return stat
 
     def _remove(self, keys: Sequence[str]) -> None:
@@ -517,115 +506,9 @@ class MemoryObjectStore(ObjectStore):
             forgotten = self._last_versions.pop(oldest)
             self._forgotten_version = max(self._forgotten_version, forgotten)
 
-    def _check_expected(self, key: str, found: _Object | None, expect: int | str | None) -> None:
+    def _check_expected(
+        self, key: str, found: MemoryObject | None, expect: int | str | None
+    ) -> None:
         stat = found.stat if found else None
         if expect is not None and not object_as_expected(stat, expect):
             raise object_conflict(key, stat, expect)
-
-
-def _page(found: Iterator[ObjectStat], limit: int, revision: int) -> ObjectPage:
-    objects = tuple(itertools.islice(found, limit))
-    more = next(found, None) is not None
-    return ObjectPage(
-        objects=objects, next_key=objects[-1].key if more else None, revision=revision
-    )
-
-
-class _Snapshot(ObjectSnapshot):
-    def __init__(self, store: MemoryObjectStore, picture: Picture) -> None:
-        self._store = store
-        self._picture = picture
-        self.revision = picture.revision
-
-    @asynccontextmanager
-    async def open(self, key: str) -> AsyncGenerator[ObjectView, None]:
-        await trio.lowlevel.checkpoint()
-        with self._store._shown(self._find(key)) as view:
-            yield view
-
-    async def get(self, key: str) -> tuple[ObjectStat, bytes]:
-        await trio.lowlevel.checkpoint()
-        return await self._store._copied(self._find(key))
-
-    async def stat(self, key: str) -> ObjectStat:
-        await trio.lowlevel.checkpoint()
-        return self._find(key).stat
-
-    async def list(
-        self, prefix: str = "", *, after: str | None = None, limit: int = 1000
-    ) -> ObjectPage:
-        check_limit(limit)
-        await trio.lowlevel.checkpoint()
-        self._picture.check()
-        return _page(self._listed(prefix, after), limit, self.revision)
-
-    def _listed(self, prefix: str, after: str | None) -> Iterator[ObjectStat]:
-        store = self._store
-        keys = heapq.merge(store._keys_from(prefix, after), store._versions.keys(prefix, after))
-        for key, _ in itertools.groupby(keys):
-            if (found := store._at(key, self.revision)) is not None:
-                yield found.stat
-
-    def _find(self, key: str) -> _Object:
-        self._picture.check()
-        found = self._store._at(key, self.revision)
-        if found is None:
-            check_object_key(key)
-            raise ObjectNotFoundError(f"there was no object {key!r} at revision {self.revision}")
-        return found
-
-
-class _Writer(PieceWriter):
-    """Writes into memory that is sealed at the end; into bytes where no descriptor is left."""
-
-    def __init__(self, store: MemoryObjectStore, operation: PutObject, size: int | None) -> None:
-        super().__init__(size=size, hashed=operation.hashed, small=SMALL, threads=store._threads)
-        self._store = store
-        self._operation = operation
-        self._room = 0
-        self._file: int | None = None
-        self._pieces: list[bytes] = []
-        self._begun = False
-        if size is not None:
-            self._take(size)
-
-    def _dispose(self) -> None:
-        self._store._reserved -= self._room
-        self._room = 0
-        self._pieces.clear()
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _take(self, more: int) -> None:
-        self._store._check_more(more, [self._operation.key])
-        self._store._reserved += more
-        self._room += more
-
-    def _reserve(self, total: int) -> None:
-        if total > self._room:
-            self._take(total - self._room)
-
-    def _append(self, piece: memoryview) -> None:
-        if not self._begun:
-            self._begun = True
-            self._file = self._store._values.begin()
-        if self._file is None:
-            self._pieces.append(bytes(piece))
-        else:
-            write_all(self._file, piece)
-
-    async def _publish(self, size: int, digest: str, small: bytes | None) -> ObjectStat:
-        if small is not None:
-            value = MemoryValue(small)
-        elif self._file is not None:
-            value = self._store._values.sealed(self._file, size)
-            self._file = None
-        else:
-            value = MemoryValue(b"".join(self._pieces))
-        self._store._reserved -= self._room
-        self._room = 0
-        new = {self._operation.key: _New(value, digest)}
-        (stat,) = self._store._apply([self._operation], new)
-        assert stat is not None
-        return stat

@@ -480,7 +480,7 @@ class TestSnapshotMoves(StoreMutant):
     caught_by = "test_snapshot_shows_one_revision"
 
     class Planted(MemoryObjectStore):
-        def _at(self, key: str, revision: int) -> Any:
+        def at(self, key: str, revision: int) -> Any:
             return self._objects.get(key)
 
     spec = store_spec(Planted)
@@ -492,8 +492,8 @@ class TestSnapshotForgetsTheDeleted(StoreMutant):
     caught_by = "test_snapshot_shows_one_revision"
 
     class Planted(MemoryObjectStore):
-        def _at(self, key: str, revision: int) -> Any:
-            return super()._at(key, revision) if key in self._objects else None
+        def at(self, key: str, revision: int) -> Any:
+            return super().at(key, revision) if key in self._objects else None
 
     spec = store_spec(Planted)
 
@@ -568,12 +568,12 @@ class TestWriterIsNotCounted(StoreMutant):
     caught_by = "test_created_within_the_limit"
 
     class Planted(MemoryObjectStore):
-        def _check_more(self, more: int, keys: Any) -> None:
-            reserved, self._reserved = self._reserved, 0
+        def check_more(self, more: int, keys: Any) -> None:
+            reserved, self.reserved = self.reserved, 0
             try:
-                super()._check_more(more, keys)
+                super().check_more(more, keys)
             finally:
-                self._reserved = reserved
+                self.reserved = reserved
 
     spec = store_spec(Planted)
 
