@@ -13,11 +13,25 @@ import pytest
 import trio
 
 from spear_core.api import ArtifactUpload, InvokeRequest, NodeApi
-from spear_core.errors import NodeUnreachableError, ObjectNotFoundError
+from spear_core.errors import (
+    NodeUnreachableError,
+    ObjectNotFoundError,
+    ProtocolError,
+    SpearError,
+)
 from spear_transport_grpc._asking import _AFTERWARDS, Asking
-from spear_transport_grpc._bridge import RpcError, StatusCode, open_channel
+from spear_transport_grpc._bridge import (
+    Port,
+    RpcError,
+    ServerCall,
+    StatusCode,
+    Streaming,
+    open_channel,
+    open_server,
+)
 from spear_transport_grpc._client import GrpcNode
 from spear_transport_grpc._errors import error_to_status
+from spear_transport_grpc._protos.spear.v1 import object_pb2
 
 SILENT = """
 import sys, trio
@@ -162,3 +176,48 @@ def test_advice_is_for_methods_that_there_are() -> None:
         for method in service.methods
     }
     assert set(_AFTERWARDS) <= known
+
+
+async def test_a_node_that_ends_calls_too_early(tmp_path: Path) -> None:
+    """It is wrong, or of another version: what it did not say is not made up."""
+
+    async def get(call: ServerCall) -> None:
+        stat = object_pb2.ObjectStat(key="k", size=10, version=1)
+        await call.send(object_pb2.GetObjectResponse(stat=stat).SerializeToString())
+        await call.send(object_pb2.GetObjectResponse(chunk=b"1234").SerializeToString())
+
+    async def nothing(call: ServerCall) -> None:
+        call.accept()
+
+    methods = {
+        "/spear.v1.ObjectService/GetObject": Streaming(get),
+        **{
+            f"/spear.v1.{name}": Streaming(nothing)
+            for name in (
+                "ObjectService/PutObject",
+                "ObjectService/WatchObjects",
+                "NodeService/Backup",
+                "FunctionService/StreamFunction",
+                "ArtifactService/DeployArtifact",
+            )
+        },
+    }
+    port = Port(address=f"unix:{tmp_path}/s")
+    async with open_server((port,), methods, grace_s=0), open_channel(port.address) as channel:
+        node = GrpcNode(channel, "there")
+        with pytest.raises(ProtocolError, match="object 'k' with 6 of its bytes outstanding"):
+            await node.objects.get("k")
+        with pytest.raises(ProtocolError, match="without the ObjectChanges"):
+            await watch(node)
+        with pytest.raises(ProtocolError, match="without the StreamFunctionResponse"):
+            await stream(node)
+        with pytest.raises(ProtocolError, match="without its report"):
+            await node.backup("/b")
+        for ask in (put(node), node.deploy(upload())):
+            with pytest.raises(SpearError, match=r"without the|has ended the call"):
+                await ask
+
+
+async def watch(api: NodeApi) -> None:
+    async with api.objects.watch() as changes:
+        await changes.receive()
