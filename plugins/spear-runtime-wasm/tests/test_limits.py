@@ -142,3 +142,22 @@ async def test_a_full_pool_is_resource_exhausted_and_recovers(
             nursery.cancel_scope.cancel()
         response = await guests.run('(module (func (export "_start")))')
         assert response.status is ExecutionStatus.COMPLETED
+
+
+async def test_what_a_guest_puts_into_its_table_is_gone_for_the_next(guests: Any) -> None:
+    """Also in the part of a table's slot that is cleared and not given back, and beyond it."""
+    module = """(module (memory (export "memory") 1) (table $t 10000 funcref)
+      (elem declare func $f) (func $f)
+      (func $dirty (param i32) (result i32) (local $was i32)
+        (local.set $was (i32.eqz (ref.is_null (table.get $t (local.get 0)))))
+        (table.set $t (local.get 0) (ref.func $f))
+        (local.get $was))
+      (func (export "spear_alloc") (param i32) (result i32) (i32.const 1024))
+      (func (export "handle") (param i32 i32) (result i64)
+        (i32.store8 (i32.const 0) (call $dirty (i32.const 7)))
+        (i32.store8 (i32.const 1) (call $dirty (i32.const 9999)))
+        (i64.const 2)))"""
+    for _ in range(5):
+        response = await guests.run(module, b"x")
+        assert response.error is None, response.error
+        assert response.payload == b"\0\0"

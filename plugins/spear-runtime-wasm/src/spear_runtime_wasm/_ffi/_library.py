@@ -101,6 +101,7 @@ _HELD: dict[str, tuple[Any, ...]] = {
     "wasmtime_pooling_allocation_config_max_tables_per_module_set": (None, PTR, c_uint32),
     "wasmtime_pooling_allocation_config_new": (PTR,),
     "wasmtime_pooling_allocation_config_table_elements_set": (None, PTR, c_size_t),
+    "wasmtime_pooling_allocation_config_table_keep_resident_set": (None, PTR, c_size_t),
     "wasmtime_pooling_allocation_config_total_core_instances_set": (None, PTR, c_uint32),
     "wasmtime_pooling_allocation_config_total_memories_set": (None, PTR, c_uint32),
     "wasmtime_pooling_allocation_config_total_stacks_set": (None, PTR, c_uint32),
