@@ -43,14 +43,18 @@ class Said:
     accepted: list[tuple[int, str]] = attrs.field(factory=list)
     ended: list[tuple[int, TaskInfo]] = attrs.field(factory=list)
     deployed: list[tuple[int, str]] = attrs.field(factory=list)
+    keyed: list[tuple[int, InvokeRequest, str]] = attrs.field(factory=list)
 
     @property
     def now(self) -> int:
         return len(self.disk.metadata.history)
 
     async def invoke(self, api: NodeApi, function: str, **request: Any) -> TaskInfo:
-        task = (await api.invoke(InvokeRequest(function=function, **request))).task
+        asked = InvokeRequest(function=function, **request)
+        task = (await api.invoke(asked)).task
         self.accepted.append((self.now, task.task_id))
+        if asked.idempotency_key:
+            self.keyed.append((self.now, asked, task.task_id))
         if task.state.is_final:
             self.ended.append((self.now, task))
         return task
@@ -116,6 +120,9 @@ async def hold_to_it(api: NodeApi, said: Said, moment: int, begun_before: set[st
                     assert task.result.error.kind == "InstanceLostError"
             elif task.state is TaskState.COMPLETED:
                 assert task.result.output in (b"did quick", b"did slow", b"did unlucky")
+    for at, asked, task_id in said.keyed:
+        if at <= moment:
+            assert (await api.invoke(asked)).task.task_id == task_id
     for task in await api.list_tasks():
         assert (await api.get_task(task.task_id, wait=True)).state.is_final
 
@@ -140,7 +147,7 @@ async def test_it_may_end_after_any_write(
     async with open_steered_node(CONFIG, disk=disk) as node:
         await a_life(node.api, said)
     history = disk.metadata.history
-    assert len(history) > 30
+    assert len(history) > 10
     assert {task.state for _, task in said.ended} == {
         TaskState.COMPLETED,
         TaskState.FAILED,
