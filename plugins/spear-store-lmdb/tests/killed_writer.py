@@ -1,8 +1,8 @@
 """A process that writes until it is killed, saying what it was promised. See ``test_kill.py``.
 
 ``python killed_writer.py DIRECTORY DURABILITY SEED``: eight tasks write objects, small and large,
-and count up metadata keys by compare-and-swap; a line on standard output says, after each
-acknowledgement, what was acknowledged.
+at once and piece by piece, and count up metadata keys by compare-and-swap; a line on standard
+output says, after each acknowledgement, what was acknowledged.
 """
 
 from __future__ import annotations
@@ -44,7 +44,14 @@ async def write_objects(store: ObjectStore, dice: random.Random, number: int) ->
     found = [stat for stat in (await store.list(key)).objects if stat.key == key]
     version = found[0].version if found else 0
     while True:
-        stat = await store.put(key, value(key, version + 1), expect=version, hashed=False)
+        content = value(key, version + 1)
+        if dice.random() < 0.5:
+            stat = await store.put(key, content, expect=version, hashed=False)
+        else:
+            async with store.create(key, expect=version) as writer:
+                for start in range(0, len(content), 40_000):
+                    await writer.write(content[start : start + 40_000])
+                stat = await writer.commit()
         version = stat.version
         say("object", number, version)
         if dice.random() < 0.2:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from killed_writer import TASKS, value
 
-from spear_core.api import MetadataStore, ObjectStore
+from spear_core.api import MetadataStore, ObjectStore, StoreMaintenance
 from spear_core.testing import make_context
 from spear_store_lmdb import (
     LmdbMetadataConfig,
@@ -74,6 +74,12 @@ async def check_metadata(store: MetadataStore, said: dict[str, int]) -> None:
     assert total == page.revision, "every revision is one increment"
 
 
+async def check_all(store: object) -> None:
+    """No index, count or file is other than the records say."""
+    assert isinstance(store, StoreMaintenance)
+    assert (await store.check()).problems == ()
+
+
 @pytest.mark.parametrize("durability", ["system", "process"])
 async def test_killed_in_mid_write(tmp_path: Path, durability: str) -> None:
     dice = random.Random(durability)
@@ -86,6 +92,7 @@ async def test_killed_in_mid_write(tmp_path: Path, durability: str) -> None:
                 said["revision"] = max(said["revision"], int(words[3]))
         async with open_lmdb_objects(context, LmdbObjectsConfig()) as objects:
             await check_objects(objects, said)
+            await check_all(objects)
             blobs = context.state_dir / "objects" / "blobs"
             large = [s for s in (await objects.list()).objects if s.size > 65_536]
             assert len(list(blobs.iterdir())) == len(large), "nothing of a crash is left"
@@ -94,6 +101,7 @@ async def test_killed_in_mid_write(tmp_path: Path, durability: str) -> None:
                 said[f"refs {stat.key.split()[1]}"] = stat.refs
         async with open_lmdb_metadata(context, LmdbMetadataConfig()) as metadata:
             await check_metadata(metadata, said)
+            await check_all(metadata)
             for item in (await metadata.range(b"count ")).items:
                 said[item.key.decode()] = int(item.value)
     assert said["revision"] > 20 * ROUNDS
