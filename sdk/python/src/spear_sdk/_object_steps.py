@@ -44,6 +44,8 @@ MOST_IN_ONE = 4 << 20
 """A larger value that cannot go as a file goes piece by piece."""
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _WRITE_AT_ONCE = 1 << 30
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
 
 
 class Put:
@@ -173,14 +175,14 @@ def one(verb: str, key: str, **more: Any) -> Steps[Any]:
 
 def join(head: dict[str, Any], *values: Buffer) -> bytes:
     """The payload of a hostcall."""
-    data = json.dumps(head, separators=(",", ":")).encode()
+    data = _encode(head).encode()
     return b"".join((len(data).to_bytes(4, "little"), data, *values))
 
 
 def split(answer: bytes) -> tuple[Any, memoryview]:
     """The head of an answer, and the rest."""
     end = 4 + int.from_bytes(answer[:4], "little")
-    return json.loads(answer[4:end]), memoryview(answer)[end:]
+    return _decode(answer[4:end].decode()), memoryview(answer)[end:]
 
 
 def _written(

@@ -21,20 +21,6 @@ __all__ = ["InlineObject", "MappedObject", "ObjectStat", "StoredObject", "mapped
 class ObjectStat:
     """What the node knows about one version of an object."""
 
-    __slots__ = (
-        "content_type",
-        "created_at",
-        "expires_at",
-        "key",
-        "pinned",
-        "refs",
-        "revision",
-        "sha256",
-        "size",
-        "updated_at",
-        "version",
-    )
-
     key: str
     """As this artifact writes it."""
     size: int
@@ -56,8 +42,7 @@ class ObjectStat:
     """Seconds since the Unix epoch after which it is collected, if nothing keeps it then."""
 
     def __init__(self, **known: Any) -> None:
-        for name in self.__slots__:
-            setattr(self, name, known.get(name))
+        self.__dict__.update(known)
 
     def __repr__(self) -> str:
         return f"<ObjectStat {self.key!r}, version {self.version}, {self.size} bytes>"
@@ -65,7 +50,7 @@ class ObjectStat:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ObjectStat):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+        return self.__dict__ == other.__dict__
 
     __hash__ = None  # type: ignore[assignment]  # it compares by value
 
