@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import attrs
@@ -55,12 +56,14 @@ async def make_backup(
     doing = _Doing()
 
     async def write(directory: Path) -> BackupReport:
-        try:
-            async with open_client(options) as api:
+        async with AsyncExitStack() as stack:
+            try:
+                api = await stack.enter_async_context(open_client(options))
+            except NodeUnreachableError:
+                if options.node is not None:
+                    raise
+            else:
                 return await api.backup(str(directory), logs=logs, tell=doing.tell)
-        except NodeUnreachableError:
-            if options.node is not None:
-                raise
         settings, plugins = load()
         return await back_up_stopped(
             settings, plugins, StatePaths(state_dir), directory, logs=logs, tell=doing.tell

@@ -111,6 +111,7 @@ def unpack_archive(file: Path, target: Path, manifest: Manifest, moved: Moved) -
 def _write(content: IO[bytes], path: Path, moved: Moved) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("xb") as file:
+        os.fchmod(file.fileno(), 0o400)
         while piece := content.read(_PIECE):
             file.write(piece)
             moved(len(piece))

@@ -47,10 +47,10 @@ def command(
 ) -> None:
     """Check what a stopped node keeps, and put it right.
 
-    Everything is compared with everything: records with their checksums, indexes and counts, objects and code with their hashes, tasks with
-    their inputs and outputs, references with who holds them. It exits with 0 when all is well, or
-    is again; with 1 when something is wrong and nothing is lost; with 7 when data is damaged or
-    missing, which a backup may have.
+    Everything is compared with everything: records with their checksums, indexes and counts,
+    objects and code with their hashes, tasks with their inputs and outputs, references with who
+    holds them. It exits with 0 when all is well, or is again; with 1 when something is wrong and
+    nothing is lost; with 7 when data is damaged or missing, which a backup may have.
 
     \b
     spear fsck
