@@ -29,6 +29,7 @@ __all__ = ["Put", "copy_to_stdout", "fetch_output", "get_into_file"]
 _BLOCK = 1 << 20
 _COMMIT_S = 60.0
 """A node may have to hash and flush a very large object."""
+_LOOK_S = 1.0
 _BAR_FROM = 4 << 20
 """Bytes from which on a person may want to see how far it is."""
 
@@ -86,6 +87,14 @@ class Put:
     committing: bool = False
     """All was sent, and the node was asked to make it the new version."""
 
+    async def _next(self, pieces: Pieces) -> bytes:
+        """What is there next; a source that is silent must not hide that the node is gone."""
+        while True:
+            with trio.move_on_after(_LOOK_S):
+                return await pieces.next()
+            if not self.api.is_connected:
+                raise NodeUnreachableError(f"the node went away; {self.key} was not written")
+
     async def run(self, **options: Any) -> None:
         """Do it, with the options of :meth:`~spear_core.api.ObjectApi.create`.
 
@@ -96,7 +105,7 @@ class Put:
             size = _size_of(self.source)
             async with self.api.objects.create(self.key, size=size, **options) as writer:
                 with _progress(self.key, size) as bar:
-                    while piece := await pieces.next():
+                    while piece := await self._next(pieces):
                         await writer.write(piece)
                         bar.moved(len(piece))
                 await trio.lowlevel.checkpoint_if_cancelled()

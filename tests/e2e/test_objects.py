@@ -290,6 +290,7 @@ def test_a_node_that_is_killed_in_mid_put_and_mid_get(home: Any, start: Any, big
     rest, err = getting.communicate(timeout=60)
     assert (getting.returncode, b"went away" in err) == (4, True), err
     assert len(first + rest) < MUCH
+    putting.wait(60)  # though it has heard nothing of the end of its stdin
     _, err = putting.communicate(timeout=60)
     assert (putting.returncode, b"went away" in err) == (4, True), err
     start(STORES["lmdb"])

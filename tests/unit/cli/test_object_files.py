@@ -25,6 +25,8 @@ VALUE = os.urandom(2_000_000)
 class Api:
     """As much of a node as a transfer needs."""
 
+    is_connected = True
+
     def __init__(self, objects: Any = None) -> None:
         self.store: ObjectStore = MemoryObjectStore(max_bytes=64 << 20)
         self.objects = (objects or LocalObjects)(self._opened)
@@ -191,6 +193,29 @@ async def test_a_commit_that_is_never_answered_is_not_waited_for_for_ever(
     (tmp_path / "file").write_bytes(b"1")
     with pytest.raises(NodeUnreachableError, match="objects stat x"):
         await Put(api, "x", str(tmp_path / "file")).run()
+
+
+async def test_a_node_that_goes_while_the_source_is_silent_is_noticed(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    api: Any = Api()
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def go() -> None:
+                await trio.sleep(10)
+                os.write(descriptor, b"still there")
+                await trio.sleep(10)
+                api.is_connected = False
+
+            with pytest.raises(NodeUnreachableError, match="x was not written"):
+                await Put(api, "x", str(tmp_path / "pipe")).run()
+    finally:
+        os.close(descriptor)
+    assert (await api.store.usage()).bytes == 0
 
 
 async def test_a_put_that_is_cancelled_before_has_written_nothing(tmp_path: Path) -> None:
