@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import struct
+import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from spear_core.errors import (
     InvalidRequestError,
     ObjectNotFoundError,
     StoreCorruptError,
+    StoreError,
     StoreFormatError,
     StoreInUseError,
 )
@@ -30,6 +32,9 @@ from spear_store_lmdb import (
     LmdbMetadataConfig,
     LmdbObjectsConfig,
     _backup,
+    _checking,
+    _environment,
+    _object_check,
     open_lmdb_metadata,
     open_lmdb_objects,
     plugin,
@@ -482,3 +487,49 @@ async def test_a_damaged_metadata_record(tmp_path: Path) -> None:
         assert (await checked(store, repair=True)).sound
         assert (await store.get(b"k")) is None
         assert (await checked(store)).problems == ()
+
+
+@pytest.mark.parametrize("what", ["cancelled", "closed"])
+async def test_a_check_ends_when_nobody_waits_or_the_store_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It is in its thread, and leaves the map before that is gone."""
+    monkeypatch.setattr(_checking, "_OFTEN", 1)
+    begun, go_on = trio.Event(), threading.Event()
+    look = _object_check.ObjectCheck.look
+
+    def late(check: _object_check.ObjectCheck) -> None:
+        trio.from_thread.run_sync(begun.set)
+        go_on.wait(10)
+        look(check)
+
+    monkeypatch.setattr(_object_check.ObjectCheck, "look", late)
+    stop = _environment.Environment.stop
+
+    def stop_and_go_on(environment: _environment.Environment) -> None:
+        stop(environment)
+        go_on.set()
+
+    monkeypatch.setattr(_environment.Environment, "stop", stop_and_go_on)
+    told: list[str] = []
+
+    async def check(store: ObjectStore, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                await checked(store)
+            except StoreError as exc:
+                told.append(exc.code)
+
+    async with trio.open_nursery() as nursery, objects(tmp_path) as store:
+        await store.put("k", LARGE)
+        scope = trio.CancelScope()
+        nursery.start_soon(check, store, scope)
+        await begun.wait()
+        if what == "cancelled":
+            scope.cancel()
+        else:
+            nursery.start_soon(trio.to_thread.run_sync, _later, go_on)
+        if what == "cancelled":
+            go_on.set()
+    assert scope.cancelled_caught == (what == "cancelled")
+    assert told == ([] if what == "cancelled" else ["unavailable"])

@@ -177,8 +177,7 @@ class Environment:
         waited for.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._closed:
-            raise StoreError(f"the store in {self._folder} is closed", code="unavailable")
+        self._check_open()
         job = _Job(work, after, trio.lowlevel.current_task())
         self._jobs.put(job)
 
@@ -213,11 +212,12 @@ class Environment:
         """Run ``work`` in a read transaction on a thread of its own: for what takes long.
 
         The writer goes on meanwhile, as long as the map is large enough. **Cancellation**: waits
-        for it; ``work`` should look at :func:`trio.from_thread.check_cancelled` now and then.
+        for it; ``work`` should call :meth:`go_on` now and then.
         """
 
         def read() -> T:
             with self._still:
+                self._check_open()
                 try:
                     with self._env.begin() as txn:
                         return work(cast(Transaction, txn))
@@ -231,6 +231,7 @@ class Environment:
 
         def write() -> None:
             with self._still:
+                self._check_open()
                 try:
                     self._env.copy(str(directory), compact=True)
                 except (lmdb.Error, OSError) as exc:
@@ -239,6 +240,15 @@ class Environment:
                 os.fsync(file.fileno())
 
         await trio.to_thread.run_sync(write, limiter=self._scans)
+
+    def go_on(self) -> None:
+        """Leave a scan that nobody waits for, or whose store is being closed."""
+        trio.from_thread.check_cancelled()
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"the store in {self._folder} is closed", code="unavailable")
 
     def serve(self) -> None:
         """The writer's thread: commit what comes, until :meth:`stop`."""
@@ -258,6 +268,8 @@ class Environment:
             if batch:
                 results = self._commit(batch)
                 self._token.run_sync_soon(self._deliver, batch, results)
+        with self._still:
+            pass  # no scan reads any more, and none will begin: the map may go
 
     def stop(self) -> None:
         """Let the writer end when it has done what it was given."""

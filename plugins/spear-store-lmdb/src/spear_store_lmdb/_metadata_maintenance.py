@@ -47,7 +47,7 @@ async def check_metadata(environment: Environment, *, repair: bool) -> StoreRepo
     """See :meth:`spear_core.api.StoreMaintenance.check`."""
 
     def look(txn: Transaction) -> StoreReport:
-        return MetadataCheck(txn, environment.databases, trio.from_thread.check_cancelled).report()
+        return MetadataCheck(txn, environment.databases, environment.go_on).report()
 
     def put_right(txn: Transaction) -> StoreReport:
         return MetadataCheck(txn, environment.databases, lambda: None).repair()

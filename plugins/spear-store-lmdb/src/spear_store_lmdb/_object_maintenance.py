@@ -68,9 +68,7 @@ async def check_objects(
     damaged: dict[str, str] = {}
 
     def look(txn: Transaction) -> StoreReport:
-        check = ObjectCheck(
-            txn, environment.databases, trio.from_thread.check_cancelled, blobs=blobs, deep=True
-        )
+        check = ObjectCheck(txn, environment.databases, environment.go_on, blobs=blobs, deep=True)
         report = check.report()
         damaged.update(check.damaged)
         return report
