@@ -158,6 +158,8 @@ class RunQueue:
             and (line.needs is None or (self._claim is None and self._reservable(line.needs)))
         ):
             self._grant(turn, self._clock())
+            if self._claim is not None:
+                self._dispatch()  # its caller may have no more room now for the claim
             return True
         turn.state = TurnState.QUEUED
         if not line.waiting:

@@ -64,7 +64,7 @@ ARTIFACTS = [
     make_artifact("whole", resources=Resources(cpu=4)),
     make_artifact("narrow", max_concurrent=1, resources=Resources(memory_bytes=600)),
 ]
-INSTANCES = {"pooled": 2}
+RESERVING = [artifact for artifact in ARTIFACTS if artifact.resources != Resources()]
 
 
 @attrs.define(eq=False, repr=False)
@@ -108,22 +108,30 @@ class QueueMachine(RuleBasedStateMachine):
                 "ageing_ms": st.sampled_from([0, 1000, 1000]),
             }
         ),
-        artifacts=st.lists(
-            st.sampled_from(ARTIFACTS), min_size=1, max_size=4, unique_by=lambda a: a.name
+        artifacts=st.one_of(
+            st.lists(
+                st.sampled_from(ARTIFACTS), min_size=1, max_size=4, unique_by=lambda a: a.name
+            ),
+            st.just([ARTIFACTS[0], *RESERVING]),
         ),
     )
     def open(self, limits: dict[str, Any], artifacts: list[Artifact]) -> None:
         self.artifacts = artifacts
         self.config = ExecutionConfig(**limits)
+        self.instances = {"pooled": 2}
         self.queue = RunQueue(
             self.config,
             CAPACITY,
-            instances_of=lambda artifact: INSTANCES.get(artifact.name, math.inf),
+            instances_of=lambda artifact: self.instances.get(artifact.name, math.inf),
             clock=lambda: self.now,
         )
         self.tickets: list[Ticket] = []
         self.returning: list[Ticket] = []
         """In the order in which they came back."""
+        self.standing: Ticket | None = None
+        """The one that takes a slot, or its place in the queue, at the moment."""
+        self.claimant: Ticket | None = None
+        """The reservation that what others give back was for when the last move had ended."""
         self.numbers = 0
         self.tokens: dict[str, tuple[float, float]] = {}
         self.served = dict.fromkeys(Priority, (0.0, 0.0))
@@ -149,11 +157,13 @@ class QueueMachine(RuleBasedStateMachine):
     def line_open(self, ticket: Ticket, held: list[Ticket]) -> bool:
         artifact = ticket.artifact
         same = [each for each in held if each.artifact is artifact]
-        begun = [each for each in self.tickets if each.begun and each.artifact is artifact]
-        if ticket in begun:
-            begun.remove(ticket)
-        return len(same) < (artifact.max_concurrent or math.inf) and len(begun) < INSTANCES.get(
-            artifact.name, math.inf
+        begun = [
+            each
+            for each in self.tickets
+            if each.begun and each.artifact is artifact and each is not ticket
+        ]
+        return len(same) < (artifact.max_concurrent or math.inf) and (
+            ticket.where == "returning" or len(begun) < self.instances.get(artifact.name, math.inf)
         )
 
     def fits(self, ticket: Ticket, held: list[Ticket]) -> bool:
@@ -174,6 +184,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     def wake(self, ticket: Ticket) -> None:
         assert ticket.where in ("waiting", "returning"), "woken twice, or after it was withdrawn"
+        standing = self.standing
+        if standing is not None and standing.where == "waiting" and self.queue.holds(standing.turn):
+            self.grant(standing, dispatched=False)  # it went first, and is told by what is returned
         self.grant(ticket)
 
     def grant(self, ticket: Ticket, *, dispatched: bool = True) -> None:
@@ -200,6 +213,7 @@ class QueueMachine(RuleBasedStateMachine):
         at = line.virtual - ticket.turn.charged / line.weight
         if ticket.reserves:
             assert not [each for each in self.returning if each.reserves], "they come back first"
+            self.check_claim(ticket, held)
         for other in self.among("waiting"):
             if other is ticket or not self.may_run(other, held):
                 continue
@@ -211,6 +225,17 @@ class QueueMachine(RuleBasedStateMachine):
                 self.check_priority(ticket, other)
             elif line.waiting and other.artifact is not ticket.artifact:
                 assert other.turn.line.virtual >= at - 1e-9, "it had less of the slots"
+
+    def check_claim(self, ticket: Ticket, held: list[Ticket]) -> None:
+        first = self.claimant
+        if first is None or first.where != "waiting":
+            return
+        if first.artifact is ticket.artifact and first.priority == ticket.priority:
+            self.claimant = None  # a claim is for one of those that wait alike
+            return
+        held = [each for each in held if each is not ticket]
+        usable = self.line_open(first, held) and not self.caller_full(first.caller, held)
+        assert not usable, "it was another's claim"
 
     def check_priority(self, ticket: Ticket, other: Ticket) -> None:
         """``other`` could have run in place of ``ticket``."""
@@ -251,9 +276,9 @@ class QueueMachine(RuleBasedStateMachine):
     # Moves ----------------------------------------------------------------------------------------
 
     def settle(self, ticket: Ticket, *, held: bool) -> None:
-        if held:
+        if held and ticket.where != "held":
             self.grant(ticket, dispatched=False)
-        else:
+        elif not held:
             ticket.turn.wake, ticket.turn.waker = self.wake, ticket
 
     def is_refused(self, artifact: Artifact, caller: str) -> str:
@@ -302,7 +327,9 @@ class QueueMachine(RuleBasedStateMachine):
     def stand(self, ticket: Ticket) -> None:
         self.stands(ticket)
         ticket.where = "waiting"
+        self.standing = ticket
         self.settle(ticket, held=self.queue.take(ticket.turn))
+        self.standing = None
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
@@ -369,9 +396,11 @@ class QueueMachine(RuleBasedStateMachine):
         slots=st.integers(1, 6),
         per_caller=st.sampled_from([0, 0, 1, 2, 3]),
         ageing_ms=st.sampled_from([0, 1000]),
+        instances=st.integers(1, 3),
     )
-    def reconfigure(self, slots: int, per_caller: int, ageing_ms: int) -> None:
+    def reconfigure(self, slots: int, per_caller: int, ageing_ms: int, instances: int) -> None:
         self.stands(*self.among("waiting"))
+        self.instances["pooled"] = instances
         self.config = attrs.evolve(
             self.config,
             max_concurrent_tasks=slots,
@@ -394,24 +423,29 @@ class QueueMachine(RuleBasedStateMachine):
             mine = [each for each in self.tickets if each.artifact is artifact]
             without = [each for each in mine if each.where != "held"]
             assert self.queue.queued_of((artifact.name, 1)) == len(without)
+        for ticket in self.tickets:
+            same = [each for each in self.among("waiting") if each.artifact is ticket.artifact]
+            assert ticket.turn.line.waiting == len(same)
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
         held = self.among("held")
         assert not [each for each in self.returning if self.may_run(each, held)]
-        others_first = any(each.reserves for each in self.returning)
-        able = [each for each in self.among("waiting") if self.may_run(each, held)]
+        waiting, claim = self.among("waiting"), self.queue._claim
+        claiming = [
+            each
+            for each in waiting
+            if claim is not None
+            and (each.turn.line, each.priority) == (claim.line, claim.priority)
+            and not self.caller_full(each.caller, held)
+        ]
+        self.claimant = min(claiming, key=lambda each: each.turn.seq, default=None)
+        able = [each for each in waiting if self.may_run(each, held)]
         assert not [each for each in able if not each.reserves], "they could run"
-        if able and not others_first:
-            assert self.queue._claim is not None, "they could run"
-            claimant = self.queue._claim.head()
-            assert claimant is not None
-            assert not [each for each in able if each.turn is claimant], "it could run"
-            assert [
-                each
-                for each in self.among("waiting")
-                if each.turn is claimant and self.line_open(each, held)
-            ], "a claim of one that is gone or could not run anyhow"
+        if able and not any(each.reserves for each in self.returning):
+            assert self.claimant is not None, "they could run, and no claim keeps them from it"
+            assert self.claimant not in able, "it could run"
+            assert self.line_open(self.claimant, held), "a claim of one that could not run anyhow"
 
     @precondition(lambda self: len(self.tickets) > 12)
     @rule()
