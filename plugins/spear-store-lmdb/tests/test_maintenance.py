@@ -527,9 +527,6 @@ async def test_a_check_ends_when_nobody_waits_or_the_store_is_closed(
         await begun.wait()
         if what == "cancelled":
             scope.cancel()
-        else:
-            nursery.start_soon(trio.to_thread.run_sync, _later, go_on)
-        if what == "cancelled":
             go_on.set()
     assert scope.cancelled_caught == (what == "cancelled")
     assert told == ([] if what == "cancelled" else ["unavailable"])
