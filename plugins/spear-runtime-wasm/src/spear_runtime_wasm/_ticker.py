@@ -66,11 +66,15 @@ class Ticker:
 
     def _run(self) -> None:
         seen, quiet = -1, 0
+        sleep, end_slices, pollers = time.sleep, self._engine.increment_epoch, self._pollers
         while True:
-            time.sleep(PERIOD)
-            self.tick()
-            polls = sum(poller.polls for poller in self._pollers)
-            quiet = quiet + 1 if polls == seen and not self._anyone_busy() else 0
+            sleep(PERIOD)
+            end_slices()
+            polls, busy = 0, False
+            for poller in pollers:  # in few steps: whoever runs guests waits for the interpreter
+                polls += poller.polls
+                busy = busy or poller.busy
+            quiet = quiet + 1 if polls == seen and not busy else 0
             seen = polls
             if quiet > LINGER:
                 self._wake.clear()
