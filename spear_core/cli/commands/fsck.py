@@ -70,10 +70,11 @@ def command(
         print_json(report)
     else:
         _show(report, repair=repair)
-    raise SystemExit(_status(report))
+    raise SystemExit(exit_status(report))
 
 
-def _status(report: StateReport) -> int:
+def exit_status(report: StateReport) -> int:
+    """How ``spear fsck`` ends."""
     if any(problem.lost for problem in report.open):
         return INTERNAL
     return OK if report.sound else FAILED
