@@ -115,7 +115,7 @@ def _cloned_by_child(folder: str) -> int | None:
             try:
                 subprocess.run(
                     script,
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     timeout=_HELPER_S,

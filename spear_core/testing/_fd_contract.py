@@ -41,6 +41,7 @@ class ChannelPair:
 class FdContract(ABC):
     """What channels promise about file descriptors; a part of :class:`ChannelContract`."""
 
+    patience: float
     passes_fds: ClassVar[bool] = False
     """Whether file descriptors can go along here."""
 
