@@ -439,6 +439,22 @@ class PoolMachine(RuleBasedStateMachine):
     def configure(self, config: PoolConfig) -> None:
         self.step("configure", config)
 
+    @precondition(lambda self: self.history is not None and len(self.history.runtime.open) > 1)
+    @rule()
+    def shrink(self) -> None:
+        assert self.history is not None
+        config = self.history.config
+        self.step("configure", attrs.evolve(config, min_instances=0, max_instances=1))
+
+    @precondition(lambda self: self.history is not None and self.history.runtime.open)
+    @rule()
+    def come_during_checks(self) -> None:
+        assert self.history is not None
+        self.history.runtime.health = "hangs"
+        self.step("pass_time", self.history.config.health_check_interval_ms / 1000)
+        self.step("take")
+        self.step("come", 1)
+
     @rule(seconds=st.sampled_from([0.1, 0.4, 1.0, 20.0, 100.0]))
     def pass_time(self, seconds: float) -> None:
         self.step("pass_time", seconds)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import sys
 
-from spear_sdk._errors import BadFunctionError, InvalidInputError
+from spear_sdk._errors import BadFunctionError, InvalidInputError, OutputError
 from spear_sdk._output import BYTES, encode_output
 
 TYPE_CHECKING = False
@@ -141,18 +142,30 @@ class Given:
 
 
 class Collected:
-    """A sink that keeps what it is given."""
+    """A sink that keeps what it is given, up to `most` bytes in all.
 
-    def __init__(self) -> None:
+    More is refused while the generator still runs: it may well go on for ever.
+    """
+
+    def __init__(self, most: int = sys.maxsize) -> None:
         self.chunks: list[bytes] = []
+        self._most = self._left = most
 
     def send(self, data: Buffer) -> None:
-        """Keep it."""
+        """Keep it. Raises: OutputError when it is too much."""
+        self._left -= len(data)
+        if self._left < 0:
+            self.chunks.clear()
+            raise OutputError(
+                f"the function's generator has yielded more than the {self._most} bytes that "
+                "the node takes at once; call it as a stream",
+                code="resource_exhausted",
+            )
         self.chunks.append(bytes(data))
 
     async def asend(self, data: Buffer) -> None:
-        """Keep it."""
-        self.chunks.append(bytes(data))
+        """The same."""
+        self.send(data)
 
 
 def is_output_stream(value: object) -> bool:

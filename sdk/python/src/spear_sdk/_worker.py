@@ -258,7 +258,7 @@ class Worker:
                     stream.send(output[at : at + MAX_CHUNK])
                 output = b""
             return output, content_type
-        collected = Collected()
+        collected = Collected(self._channel.max_payload)
         outputs = Outputs(collected if stream is None else stream)
         if hasattr(type(value), "__anext__"):
             sending = outputs.asend_all(value)
