@@ -74,7 +74,16 @@ class TaskJournal:
         self.objects = objects
         self.background = background
         self.log = log
+        self.outputs: set[Write] = set()
+        """Ends of tasks whose large output is on its way to the object store."""
         self._numbers = itertools.count(1)
+
+    async def flushed(self) -> None:
+        """Wait until nothing is waiting to be written, but for what the stores do not take."""
+        for last in tuple(self.outputs):
+            with suppress(SpearError):
+                await last.wait()
+        await self.writer.flushed()
 
     def admit(self, task: Task, *, attached: bool) -> None:
         """Begin the entry of a task that was just made.
@@ -194,6 +203,7 @@ class TaskEntry:
         self.output = Place.of(result.output) if result is not None else Place.NOWHERE
         if result is not None and self.output is Place.OBJECT:
             self._last = self._journal.writer.promise(self._task.id, keep=True)
+            self._journal.outputs.add(self._last)
             self._journal.background.start_soon(self._put_output, self._last, result)
             return
         self._submit(self._at_end())
@@ -219,6 +229,7 @@ class TaskEntry:
                 await trio.sleep(_AGAIN_S)
             else:
                 break
+        self._journal.outputs.discard(last)
         if self._forgotten:
             await self._drop_objects()
             last.tell(None)
@@ -391,10 +402,11 @@ async def open_journal(
     async with open_background() as background:
         writer = StoreWriter(store, log)
         background.start_soon(writer.run)
+        journal = TaskJournal(store, writer, objects, background=background, log=log, hold=hold)
         try:
-            yield TaskJournal(store, writer, objects, background=background, log=log, hold=hold)
+            yield journal
         finally:
             with trio.move_on_after(_LAST_S, shield=True) as waiting:
-                await writer.flushed()
+                await journal.flushed()
             if waiting.cancelled_caught or writer.trouble:
                 log.error("the records of %d tasks were not written", writer.trouble)

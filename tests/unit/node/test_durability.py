@@ -643,6 +643,38 @@ async def test_a_node_that_stops_in_order_postpones_what_can_wait(
         assert (await node.api.get_task(child)).state is TaskState.CANCELLED
 
 
+async def test_a_node_that_stops_waits_for_an_output_on_its_way_to_disk(
+    open_steered_node: Any, runtime: Any, disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its task has ended, and must not be said to have failed with the node."""
+    begun, go = trio.Event(), trio.Event()
+    put = disk.objects.put
+
+    async def slow(key: str, *args: Any, **options: Any) -> Any:
+        if key.endswith("/output"):
+            begun.set()
+            await go.wait()
+        return await put(key, *args, **options)
+
+    size = (64 << 10) + 1
+    runtime.behaviour = shout
+    async with trio.open_nursery() as nursery, open_steered_node(disk=disk) as node:
+        await node.api.deploy(UPLOAD)
+        monkeypatch.setattr(disk.objects, "put", slow)
+        task_id = await in_background(node.api, payload=b"a" * size)
+        await begun.wait()
+
+        async def let_go() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            go.set()
+
+        await node.drain()
+        nursery.start_soon(let_go)
+    async with open_steered_node(disk=disk) as node:
+        task = await node.api.get_task(task_id)
+        assert (task.state, task.result.output) == (TaskState.COMPLETED, b"A" * size)
+
+
 async def test_an_artifact_that_is_gone_is_named(
     open_steered_node: Any, runtime: Any, disk: Any
 ) -> None:
