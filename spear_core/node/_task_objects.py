@@ -19,8 +19,9 @@ from spear_core.api import (
     SpearletConfig,
     TaskInfo,
 )
-from spear_core.errors import InvalidRequestError, ObjectNotFoundError, SpearError
+from spear_core.errors import InvalidRequestError, ObjectNotFoundError
 from spear_core.node._background import Background, open_background
+from spear_core.node._failures import as_spear_error
 from spear_core.node._hold import DeletionHold
 from spear_core.node._objects import StoreSource
 from spear_core.node._scoped_objects import Scope, ScopedObjects
@@ -150,7 +151,8 @@ class TaskObjects:
             )
             stat = await store.add_ref(key, holder=holder)
             whole = True
-        except SpearError as error:
+        except Exception as raised:  # barrier: the store
+            error = as_spear_error(raised, "the object store", self._log)
             self._log.warning("the output of task %s stays in memory: %s", task.id, error)
             return None
         finally:
@@ -247,7 +249,8 @@ class TaskObjects:
             for task_id in list(self._holding):
                 try:
                     await (await self._store()).keep_alive(task_holder(task_id), _LEASE_S)
-                except SpearError as error:
+                except Exception as raised:  # barrier: the store
+                    error = as_spear_error(raised, "the object store", self._log)
                     self._log.warning("the references of task %s are at risk: %s", task_id, error)
 
     def ended(self, task: Task) -> None:
@@ -268,7 +271,8 @@ class TaskObjects:
     async def _do(self, function: Callable[[*Ts], Awaitable[None]], args: tuple[*Ts]) -> None:
         try:
             await function(*args)
-        except SpearError as error:
+        except Exception as raised:  # barrier: the store
+            error = as_spear_error(raised, "the object store", self._log)
             self._log.warning("the object store does not take what a task is done with: %s", error)
         finally:
             self._under_way -= 1

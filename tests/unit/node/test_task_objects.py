@@ -256,6 +256,30 @@ async def test_a_store_that_is_full_leaves_the_output_with_its_task(
     assert "no room" in StatePaths(tmp_path / "state").system_log.read_text()
 
 
+async def test_a_store_that_breaks_costs_a_task_and_the_node_nothing(
+    open_steered_node: Any, disk: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A store is a plugin, and raises what it likes."""
+
+    def broken(name: str) -> Callable[..., Awaitable[Any]]:
+        async def method(*args: Any, **options: Any) -> Any:
+            await trio.lowlevel.checkpoint()
+            raise RuntimeError(f"a bug in {name}")
+
+        return method
+
+    for name in ("put", "release"):
+        monkeypatch.setattr(disk.objects, name, broken(name))
+    async with open_steered_node(PASSING, disk=disk) as node:
+        await node.api.deploy(UPLOAD)
+        for _ in range(2):
+            task = (await node.api.invoke(InvokeRequest(function="f", payload=bytes(50)))).task
+            assert (task.state, task.result.output) == (TaskState.COMPLETED, bytes(50))
+    log = StatePaths(tmp_path / "state").system_log.read_text()
+    assert "a bug in put" in log
+    assert "a bug in release" in log
+
+
 async def test_a_task_that_is_cancelled_while_its_output_is_stored_leaves_none(
     open_steered_node: Any, disk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
