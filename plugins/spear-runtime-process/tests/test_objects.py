@@ -67,6 +67,7 @@ async def store(context: Any, hostcalls: Any, tmp_path: Path) -> AsyncIterator[O
         hostcalls.files, hostcalls.seen_as = 0, lambda store: store
         hostcalls.exchange = exchange
         yield store
+        del hostcalls.exchange  # no cycle keeps the store and its files
 
 
 def output_of(response: ExecutionResponse) -> Any:

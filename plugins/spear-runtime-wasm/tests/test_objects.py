@@ -81,6 +81,7 @@ async def store(log: Any, tmp_path: Path) -> AsyncIterator[ObjectStore]:
 
         log.exchange, log.files, log.seen_as = exchange, 0, lambda store: store
         yield store
+        del log.exchange  # no cycle keeps the store and its files
 
 
 def guest(*calls: str, capacity: int = 4096, key: bytes = b"key", pages: int = 1) -> str:
