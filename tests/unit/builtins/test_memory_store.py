@@ -190,3 +190,17 @@ async def test_a_writer_left_in_mid_write_is_disposed_of_afterwards() -> None:
     assert files_open() == before
     with pytest.raises(trio.ClosedResourceError):
         await writer.commit()
+
+
+async def test_much_memory_is_given_back_in_a_thread() -> None:
+    store = MemoryObjectStore(max_bytes=1 << 26, max_files=1)
+    before = files_open()
+    await store.put("k", bytes(17 << 20), hashed=False)
+    assert files_open() == before + 1
+    await store.delete("k")
+    with trio.fail_after(60):
+        while files_open() > before:  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(0.01)
+    await store.put("k", bytes(17 << 20), hashed=False)
+    async with store.open("k") as view:
+        assert view.fd is not None, "there is room for a descriptor again"

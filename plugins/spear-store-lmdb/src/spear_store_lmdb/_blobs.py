@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from spear_core.api import ObjectStat, ObjectView
@@ -82,11 +83,15 @@ class Blobs:
     """The files of a folder.
 
     :param durable: whether a file is on the disk itself when it has been written.
+    :param later: has something done in a thread, for what the disk takes long for.
     """
 
-    def __init__(self, folder: Path, *, durable: bool) -> None:
+    def __init__(
+        self, folder: Path, *, durable: bool, later: Callable[[Callable[[], None]], None]
+    ) -> None:
         self.folder = self._folder = folder
         self._durable = durable
+        self._later = later
         self._young: set[str] = set()
         self._holders = 0
         self._held: list[str] = []
@@ -160,8 +165,12 @@ class Blobs:
         if self._holders:
             self._held.append(name)
             return
+        path = self._folder / name
         with suppress(OSError):  # it is swept at the next start
-            (self._folder / name).unlink(missing_ok=True)
+            if path.stat().st_size > _PIECE:
+                self._later(partial(_unlink, path))
+            else:
+                path.unlink()
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -247,6 +256,11 @@ class Blobs:
             f"the file of object {stat.key!r}, {self._folder / name}, {what}; delete the object, "
             f"or restore a backup"
         )
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _write_all(descriptor: int, piece: memoryview) -> None:

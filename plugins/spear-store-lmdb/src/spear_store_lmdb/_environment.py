@@ -134,7 +134,7 @@ class Environment:
         self._env = env
         self._databases = databases
         self._folder = folder
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._token = trio.lowlevel.current_trio_token()
         self._still = threading.Lock()
@@ -250,6 +250,11 @@ class Environment:
         if self._closed:
             raise StoreError(f"the store in {self._folder} is closed", code="unavailable")
 
+    def later(self, chore: Callable[[], None]) -> None:
+        """Have the writer's thread do what would keep trio's waiting: soon, and before the next
+        write is answered. It raises nothing."""
+        self._jobs.put(chore)
+
     def serve(self) -> None:
         """The writer's thread: commit what comes, until :meth:`stop`."""
         stopping = False
@@ -262,9 +267,12 @@ class Environment:
             batch = []
             with self._lock:
                 for job in taken:
-                    if job is not None and job.waiting:
+                    if isinstance(job, _Job) and job.waiting:
                         job.waiting = False
                         batch.append(job)
+            for job in taken:
+                if job is not None and not isinstance(job, _Job):
+                    job()
             if batch:
                 results = self._commit(batch)
                 self._token.run_sync_soon(self._deliver, batch, results)

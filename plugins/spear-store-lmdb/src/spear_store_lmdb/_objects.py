@@ -109,7 +109,7 @@ async def open_objects(
         migrations={1: objects_from_1},
         log=log,
     ) as environment:
-        blobs = Blobs(folder / "blobs", durable=durable)
+        blobs = Blobs(folder / "blobs", durable=durable, later=environment.later)
         store = LmdbObjectStore(environment, blobs, config, log)
         if checking:
             yield store
