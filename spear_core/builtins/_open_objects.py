@@ -63,7 +63,12 @@ class OpenObjects:
                 f"this task has {MOST_OPEN} objects open already; close some", retryable=False
             )
         handle: _Handle[T] = _Handle(caller.task_id, what)
-        await self._nursery.start(self._live, handle, opening, caller)
+        self._handles[handle.name] = handle  # it counts from now on
+        try:
+            await self._nursery.start(self._live, handle, opening, caller)
+        except BaseException:
+            self._handles.pop(handle.name, None)
+            raise
         return handle.name, handle.thing
 
     async def _live(
@@ -77,7 +82,6 @@ class OpenObjects:
         started = False
         try:
             async with opening as handle.thing:
-                self._handles[handle.name] = handle
                 handle.scope.deadline = trio.current_time() + IDLE_S
                 started = True
                 task_status.started()

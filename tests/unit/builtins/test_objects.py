@@ -266,6 +266,29 @@ async def test_a_task_has_only_so_many_open(guest: Guest) -> None:
         await attrs.evolve(guest, task="t2").ask("open", key="nobody")
 
 
+async def test_a_task_has_no_more_open_for_asking_all_at_once(guest: Guest) -> None:
+    await guest.store.put("k", bytes(PIECE + 1))
+    outcomes: list[bool] = []
+
+    async def open_it(verb: str) -> None:
+        try:
+            await guest.ask(verb, key="k")
+        except ResourceExhaustedError:
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            for _ in range(MOST_OPEN):
+                nursery.start_soon(open_it, "open")
+                nursery.start_soon(open_it, "create")
+    assert outcomes.count(True) == MOST_OPEN
+    guest.ended.set()
+    await trio.testing.wait_all_tasks_blocked()
+    await attrs.evolve(guest, ended=trio.Event()).ask("open", key="k")
+
+
 async def test_closing_waits_for_a_call_that_uses_it(guest: Guest) -> None:
     answer, _, _ = await guest.ask("create", key="k")
     handle = answer["handle"]
