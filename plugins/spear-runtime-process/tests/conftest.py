@@ -64,8 +64,11 @@ class RecordingHostcalls(Hostcalls):
 
 
 class SocketOffer(ChannelOffer):
-    def __init__(self, listener: socket.socket, address: str, transport: str) -> None:
+    def __init__(
+        self, listener: socket.socket, address: str, transport: str, accepted: list[Channel]
+    ) -> None:
         self._listener = listener
+        self._accepted = accepted
         self.address = address
         self.transport = transport
         self.secret = secrets.token_bytes(32)
@@ -81,6 +84,7 @@ class SocketOffer(ChannelOffer):
             except ChannelAuthError:
                 await channel.aclose()
             else:
+                self._accepted.append(channel)
                 return channel
 
     def _verify(self, hello: dict[str, Any]) -> dict[str, Any]:
@@ -94,6 +98,7 @@ class SocketChannels(ChannelFactory):
 
     def __init__(self, transport: str = "unix") -> None:
         self.transport = transport
+        self.accepted: list[Channel] = []
 
     @asynccontextmanager
     async def open_offer(self, instance_id: RuntimeInstanceId) -> AsyncGenerator[ChannelOffer]:
@@ -108,7 +113,7 @@ class SocketChannels(ChannelFactory):
                 address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
             listener.listen()
             listener.setblocking(False)
-            offer = SocketOffer(listener, address, self.transport)
+            offer = SocketOffer(listener, address, self.transport, self.accepted)
             offer.instance_id = instance_id
             yield offer
 

@@ -389,6 +389,29 @@ async def test_tcp_serves_as_well(place, single, echo, make_request, context, st
         assert (await call(instance, make_request, "main", b"x")).payload == b"x"
 
 
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+async def test_one_connection_serves_a_worker_for_life(
+    transport, single, echo, make_request, context
+) -> None:
+    context.channels.transport = transport
+    async with single(echo) as instance:
+        await call(instance, make_request, "main", b"first")
+        before = psutil.Process(instance.statistics().pid).num_fds()
+        for number in range(20):
+            payload = str(number).encode()
+            assert (await call(instance, make_request, "main", payload)).payload == payload
+            assert (await call(instance, make_request, "shout", b"x")).payload == b"X"
+            async with instance.stream(make_request(entry="main", deadline_s=30)) as stream:
+                await stream.send(payload)
+                await stream.send_eof()
+                assert await stream.receive() == payload
+                await stream.result()
+            await instance.check_health()
+        (channel,) = context.channels.accepted
+        assert channel.statistics().messages_received > 80
+        assert psutil.Process(instance.statistics().pid).num_fds() == before
+
+
 async def test_namespaces_mean_a_cold_start(single, place, make_request) -> None:
     artifact = place.artifact("echo.py", ECHO, required_isolation=IsolationLevel.NAMESPACES)
     machine = await look_around(bwrap="bwrap", use_cgroups=False)

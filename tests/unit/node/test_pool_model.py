@@ -307,7 +307,10 @@ class History:
         assert len(ready) == self.config.min_instances
 
     async def close(self) -> None:
+        await self.come(self.config.max_instances * self.concurrency + 2)
         self.pool.close("we close")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not self.having("waiting"), "told nothing"
         while self.having("holding"):
             await self.give_back(0)
         await self.pass_time(100)
