@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import mmap
 import os
@@ -41,19 +40,6 @@ class NewBlob:
         try:
             for start in range(0, len(value), _PIECE):
                 _write_all(self._descriptor, value[start : start + _PIECE])
-        except OSError as exc:
-            raise self._blobs.trouble(exc) from exc
-
-    def append_file(self, source: int, size: int) -> None:
-        """All that is in another file, without reading it. **Raises** likewise."""
-        place = 0
-        try:
-            while place < size:
-                count = min(_PIECE, size - place)
-                sent = os.sendfile(self._descriptor, source, place, count)
-                if not sent:
-                    raise OSError(errno.EIO, f"the value ends at {place} of {size} bytes")
-                place += sent
         except OSError as exc:
             raise self._blobs.trouble(exc) from exc
 
@@ -112,13 +98,13 @@ class Blobs:
 
     def copy(self, source: int, size: int, *, hashed: bool) -> tuple[str, str]:
         """The same with all that is in an open file, which nobody can change."""
-        with self._new() as blob:
-            blob.append_file(source, size)
-            blob.finish()
-        if not hashed:
-            return blob.name, ""
-        with mmap.mmap(source, size, prot=mmap.PROT_READ) as value:
-            return blob.name, hashlib.sha256(value).hexdigest()
+        # mapped at once: quicker than sendfile, which goes through a pipe page by page
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        with (
+            mmap.mmap(source, size, prot=mmap.PROT_READ, flags=flags) as mapping,
+            memoryview(mapping) as value,
+        ):
+            return self.write(value, hashed=hashed)
 
     def begin(self) -> NewBlob:
         """A new file, to be written piece by piece."""
