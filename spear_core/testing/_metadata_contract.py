@@ -52,8 +52,8 @@ class MetadataStoreContract:
     """A configuration with a limit of about 100,000 bytes; ``None``: the limit is not tested."""
     durable: ClassVar[bool] = False
     """Whether everything is still there when the store is opened again on the same directory."""
-    lease_ttl: float = 0.2
-    """Seconds: the shortest lease worth testing with."""
+    lease_ttl: float = 1.0
+    """Seconds: a lease long enough that a busy machine does not stand still for it."""
     patience: float = 10.0
     """Seconds after which a test that still waits has failed."""
 
@@ -622,7 +622,7 @@ class MetadataStoreContract:
         if not self.durable:
             pytest.skip("durable is not set: this store forgets")
         async with self.open_store(tmp_path) as store:
-            lease = await store.grant_lease(self.lease_ttl * 3)
+            lease = await store.grant_lease(self.lease_ttl * 1.5)
             await store.put(b"leased", b"", lease=lease.id)
             first = await store.put(b"k", b"1")
             await store.put(b"gone", b"")

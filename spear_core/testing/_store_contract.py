@@ -56,8 +56,9 @@ class ObjectStoreContract(StoreVersions):
     """A configuration with a limit of about 100,000 bytes; ``None``: the limit is not tested."""
     durable: ClassVar[bool] = False
     """Whether objects are still there when the store is opened again on the same directory."""
-    shortest: float = 0.2
-    """Seconds: the shortest time to live, or to be silent, that is worth testing with."""
+    shortest: float = 1.0
+    """Seconds to live, or to be silent: so many that a busy machine does not stand still for
+    them."""
     patience: float = 10.0
     """Seconds after which a test that still waits has failed."""
 

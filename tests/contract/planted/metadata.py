@@ -259,14 +259,14 @@ class TestWatchOfEverything(MetadataMutant):
 
 
 class TestLeaseEndsTooEarly(MetadataMutant):
-    """A metadata store whose leases end in half their time."""
+    """A metadata store whose leases end in a tenth of their time."""
 
     caught_by = "test_lease_ends_unless_renewed"
 
     class Planted(MemoryMetadataStore):
         async def grant_lease(self, ttl: float) -> Lease:
             lease = await super().grant_lease(ttl)
-            self._deadlines.set(lease.id, ttl / 2)
+            self._deadlines.set(lease.id, ttl / 10)
             return lease
 
     spec = metadata_spec(Planted)
