@@ -110,7 +110,7 @@ def decode_manifest(content: bytes, where: object) -> Manifest:
         if hashlib.sha256(body).hexdigest() != sealed.sha256:
             raise StoreCorruptError(f"{where}: {MANIFEST} is damaged: its checksum differs")
         manifest = msgspec.json.decode(body, type=Manifest)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise StoreCorruptError(f"{where}: {MANIFEST} is damaged ({error})") from error
     for file in manifest.files:
         path = PurePosixPath(file.path)
