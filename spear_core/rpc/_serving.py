@@ -62,6 +62,10 @@ _SMALL = 4096
 _SOON_S = 0.0005
 """Small answers go together, so many at once at most, and none of them waits for longer for others
 that are about to be ready. A system call that wakes the peer takes a tenth of a small request."""
+_MOST_UNREAD = 64 << 20
+"""While large answers of so many bytes wait for the peer to read, no other request begins."""
+_FILE_COUNTS = 1 << 20
+"""As so many bytes: a process has few descriptors, and memory may go with each."""
 
 
 class _Servant:
@@ -99,6 +103,9 @@ class Servants:
         self._over = False
         self._under_way: dict[int, trio.CancelScope | None] = {}
         self._free: list[_Servant] = []
+        self._unread = 0
+        """Bytes of large answers that are not sent yet."""
+        self._until_read = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
         self._none_left = trio.lowlevel.ParkingLot()
 
@@ -169,6 +176,8 @@ class Servants:
 
     async def _answer(self, job: Job) -> Answer:
         error: Exception
+        if self._unread >= _MOST_UNREAD:
+            await self._wait_read()
         try:
             reply = await job.work()
             return 0, encode_small_head(reply.head), reply.payload, reply.fd
@@ -179,17 +188,27 @@ class Servants:
             error = exc
         return MessageFlag.ERROR, error_to_head(error), b"", None
 
+    async def _wait_read(self) -> None:
+        """A peer that asks and does not read must not fill this process with answers."""
+        while self._unread >= _MOST_UNREAD:
+            await self._until_read.park()
+        self._until_read.unpark()  # perhaps this one's answer is small, and wakes nobody
+
     async def _finish(self, id_: int, answer: Answer) -> None:
         self._under_way[id_] = None  # a cancellation that comes now comes too late
         flags, head, payload, fd = answer
         if fd is None and len(head) + len(payload) <= _SMALL:
             await self._send_soon(Message(MessageKind.RESPONSE, id_, flags, head, payload))
             return
+        size = len(payload) + (_FILE_COUNTS if fd is not None else 0)
+        self._unread += size
         try:
             await self._respond(id_, answer)
         except ChannelError:
             pass  # nobody is left to hear the answer
         finally:
+            self._unread -= size
+            self._until_read.unpark()
             if fd is not None:
                 fd.close()
             self._forget(id_)

@@ -22,6 +22,7 @@ from spear_core.errors import (
     ResourceExhaustedError,
 )
 from spear_core.rpc import Call, Reply, SessionLimits, SocketChannel, hello, open_session, welcome
+from spear_core.rpc.codec import encode_head
 from spear_core.rpc.framing import encode_header
 
 OpenSides = Callable[..., AbstractAsyncContextManager[Any]]
@@ -334,6 +335,34 @@ async def test_requests_that_hold_files_are_counted(open_sides: OpenSides) -> No
             release.set()
         with a_file() as fd:
             await sides.client.request("m", fd=fd)
+
+
+@pytest.mark.parametrize("with_fd", [True, False])
+async def test_a_peer_that_asks_and_does_not_read_holds_few_answers(with_fd: bool) -> None:
+    asked, held, most = 1500, 0, 0
+
+    async def handler(call: Call) -> Reply:
+        nonlocal held, most
+        await trio.lowlevel.checkpoint()
+        held += 1
+        most = max(most, held)
+        return Reply(fd=a_file()) if with_fd else Reply(payload=memoryview(large))
+
+    near, far = pair()
+    large, head = bytes(256 << 10), encode_head({"method": "m"})
+    fds = open_fds()
+    async with near, open_session(far, initiator=False, handler=handler):
+        for number in range(asked):
+            await near.send(Message(MessageKind.REQUEST, 2 * number + 2, head=head))
+        await trio.testing.wait_all_tasks_blocked()
+        assert 0 < held < asked
+        assert open_fds() - fds < 300
+        for _ in range(asked):  # and each is answered once it reads
+            message = await near.receive()
+            assert (message.fd is not None) is with_fd
+            held -= 1
+        assert held == 0
+        assert most < 1000
 
 
 @pytest.mark.parametrize(
