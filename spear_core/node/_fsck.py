@@ -237,7 +237,7 @@ class _StateCheck:
         if item is not None:
             try:
                 known = str(msgspec.json.decode(item.value)["node_id"])
-            except (msgspec.DecodeError, KeyError, TypeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
                 self._found(f"metadata key {IDENTITY!r}", "is no identity of a node", lost=True)
         self._look_at_id(known)
 

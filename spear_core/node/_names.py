@@ -187,7 +187,7 @@ def _decode(head: KeyValue, versions: list[KeyValue]) -> NameRecord:
             latest=found.latest,
             format=found.format,
         )
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise ArtifactCorruptError(f"cannot be read ({error})") from error
 
 

@@ -152,7 +152,7 @@ def decode_task(key: bytes, value: bytes) -> TaskRecord:
     """The reverse. :raises StoreCorruptError: it is no record."""
     try:
         return _decoder.decode(value)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise StoreCorruptError(f"the record {key.decode()} cannot be read ({error})") from error
 
 

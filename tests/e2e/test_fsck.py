@@ -308,9 +308,12 @@ def other_result(state: State) -> None:
     state.with_objects(lambda store: store.put(key, b"short"))
 
 
-def break_record(state: State) -> None:
-    key = b"tasks/" + state.tasks[SMALL].encode()
-    state.with_metadata(lambda store: store.put(key, b"\x93\x01"))
+def break_record(value: bytes) -> Callable[[State], object]:
+    def harm(state: State) -> None:
+        key = b"tasks/" + state.tasks[SMALL].encode()
+        state.with_metadata(lambda store: store.put(key, value))
+
+    return harm
 
 
 def lose_input(state: State) -> None:
@@ -351,7 +354,8 @@ LOST: dict[str, tuple[Callable[[State], object], str]] = {
     "a result of another size": (other_result, "has 5 bytes instead of 400000"),
     "an output in the metadata": (lose_output, "its output is missing from the metadata"),
     "an input": (lose_input, "its input, the object"),
-    "a record that is none": (break_record, "cannot be read"),
+    "a record that is none": (break_record(b"\x93\x01"), "cannot be read"),
+    "a record with text that is none": (break_record(b"\x81\xa1\xff\x01"), "cannot be read"),
     "a bit in the code": (lambda s: flip(s.code, 30), "artifact work@1: its code"),
     "the code": (lambda s: s.code.unlink(), "artifact work@1: its code is missing"),
 }
