@@ -38,7 +38,9 @@ from spear_runtime_process._python import calling
 from spear_runtime_process._streams import Lines
 
 _TERM_SECONDS = 0.5
-_EXIT_STATUS_SECONDS = 0.5
+_EXIT_STATUS_SECONDS = 5.0
+"""For a worker to be dead once its channel has broken, and for its launcher to say how it ended:
+both take their time where memory is large or the machine busy."""
 _SILENCE_SECONDS = 0.25
 """The channel of a dead worker is at its end once all is read. Where a process that escaped holds a
 copy of it open, silence for so long is the end."""
