@@ -16,7 +16,6 @@ from spear_core.cli._setup import load, show_log
 from spear_core.cli._terminal import write_line
 from spear_core.node import Node, serve_node
 
-
 _COLLECT_EVERY = (20_000, 20, 50)
 """Python's usual (700, 10, 10) looks for garbage after every 50 calls or so, and through all that
 the node has loaded, with every hundredth of those looks. Calls leave no cycles behind."""
