@@ -148,6 +148,8 @@ class History:
         self.lent: Counter[PooledInstance] = Counter()
         self.spent: set[PooledInstance] = set()
         """Those that must not be lent any more."""
+        self.came_back: dict[PooledInstance, float] = {}
+        """When each was given back last."""
         self.looked_since = -math.inf
         """When the times of all looks were set anew."""
 
@@ -226,6 +228,7 @@ class History:
         client.state = "gone"
         if broken is not None:
             self.spent.add(client.held)
+        self.came_back[client.held] = trio.current_time()
         self.pool.release(client.held, broken=broken)
 
     async def die(self, which: int) -> None:
@@ -262,6 +265,16 @@ class History:
         for pooled in pool.live.values():
             self.check_instance(pooled, held[pooled])
         self.check_waiting()
+        self.check_idle()
+
+    def check_idle(self) -> None:
+        """None has gone for its idleness that was busy a moment ago."""
+        least = self.config.idle_timeout_ms / 1000
+        for pooled, at in list(self.came_back.items()):
+            if pooled.retired.is_set():
+                del self.came_back[pooled]
+                idle = trio.current_time() - at
+                assert not pooled.reason.startswith("it was idle") or idle >= least - 0.01
 
     def check_instance(self, pooled: PooledInstance, borrowers: int) -> None:
         assert pooled.outstanding == borrowers
@@ -457,6 +470,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.step("pass_time", self.history.config.health_check_interval_ms / 1000)
         self.step("take")
         self.step("come", 1)
+
+    @precondition(lambda self: self.any("holding"))
+    @rule(which=WHICH)
+    def give_back_late(self, which: int) -> None:
+        self.step("pass_time", 100.0)
+        self.step("give_back", which)
+        self.step("pass_time", 1.0)
 
     @rule(seconds=st.sampled_from([0.1, 0.4, 1.0, 20.0, 100.0]))
     def pass_time(self, seconds: float) -> None:
