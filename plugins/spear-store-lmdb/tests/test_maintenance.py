@@ -396,6 +396,24 @@ async def test_files_that_nobody_needs(tmp_path: Path) -> None:
         assert (await checked(store)).problems == ()
 
 
+async def test_a_file_that_is_being_removed_is_no_stray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one takes the disk a while."""
+    chores: list[Callable[[], None]] = []
+    async with objects(tmp_path) as store:
+        await store.put("k", bytes(17 << 20), hashed=False)
+        with monkeypatch.context() as patched:
+            patched.setattr(store.blobs, "_later", chores.append)
+            await store.put("k", b"small")
+            assert len(chores) == 1
+            for repair in (False, True):
+                assert (await store.check(repair=repair)).problems == ()
+        chores[0]()
+        assert store.blobs.names() == []
+        assert (await store.check()).problems == ()
+
+
 async def test_a_check_finds_what_a_crash_has_left(tmp_path: Path) -> None:
     """A store that is opened to be checked sweeps nothing, and collects nothing."""
     context = make_context(tmp_path)

@@ -81,6 +81,7 @@ class Blobs:
         self._young: set[str] = set()
         self._holders = 0
         self._held: list[str] = []
+        self._going: set[str] = set()
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as exc:
@@ -154,9 +155,15 @@ class Blobs:
         path = self._folder / name
         with suppress(OSError):  # it is swept at the next start
             if path.stat().st_size > _PIECE:
-                self._later(partial(_unlink, path))
+                self._going.add(name)
+                self._later(partial(self._unlink, name))
             else:
                 path.unlink()
+
+    def _unlink(self, name: str) -> None:
+        with suppress(OSError):
+            self.path(name).unlink()
+        self._going.discard(name)
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -181,7 +188,7 @@ class Blobs:
 
     def in_use(self, name: str) -> bool:
         """Whether it is being written, or will be removed in any case."""
-        return name in self._young or name in self._held
+        return name in self._young or name in self._held or name in self._going
 
     def check(self, name: str, stat: ObjectStat) -> None:
         """**Raises** :exc:`~spear_core.errors.StoreCorruptError` when the file is missing, or not
@@ -242,11 +249,6 @@ class Blobs:
             f"the file of object {stat.key!r}, {self._folder / name}, {what}; delete the object, "
             f"or restore a backup"
         )
-
-
-def _unlink(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
 
 
 def _write_all(descriptor: int, piece: memoryview) -> None:

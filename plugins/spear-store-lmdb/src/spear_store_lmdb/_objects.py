@@ -533,6 +533,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
                         if txn.get(bytes.fromhex(name), db=known) is None
                         and name not in kept
                         and not self.blobs.in_use(name)
+                        and self.blobs.path(name).exists()  # it may be gone since
                     ]
             await trio.lowlevel.checkpoint()
 
