@@ -249,8 +249,9 @@ def _seal(partial: Path, manifest: Manifest) -> None:
         file.write(encode_manifest(manifest))
         file.flush()
         os.fsync(file.fileno())
-    for name in ("node.id", "node.store"):
+    for name in ("node.id", "node.store", MANIFEST):
         with suppress(FileNotFoundError):
+            (partial / name).chmod(0o600)  # it stays private where somebody copies it
             sync(partial / name)
     sync_directories(partial)
 

@@ -315,6 +315,8 @@ def test_there_and_back(prepared: Prepared, name: str) -> None:
     assert (report["path"], report["artifacts"]) == (str(target), 1)
     assert report["objects"] == 3, "two of ours, and the large output"
     assert sorted(p.name for p in home.folder.iterdir() if "monday" in p.name) == [name]
+    backed_up = [target, *target.rglob("*")]
+    assert {oct(p.stat().st_mode & 0o77) for p in backed_up} == {"0o0"}, "nobody else's"
     state = home.folder / "elsewhere" / "state"
     told = prepared.spear("restore", str(target), "--state-dir", str(state), "--json")
     assert told.status == 0, told.err

@@ -237,6 +237,7 @@ class Environment:
                 except (lmdb.Error, OSError) as exc:
                     raise disk_trouble(exc, directory) from exc
             with (directory / "data.mdb").open("rb") as file:
+                os.fchmod(file.fileno(), 0o600)  # LMDB leaves that to the umask
                 os.fsync(file.fileno())
 
         await trio.to_thread.run_sync(write, limiter=self._scans)
