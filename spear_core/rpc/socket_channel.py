@@ -65,6 +65,9 @@ class SocketChannel(Channel):
         await self._checkpoint()
         if message.fd is not None or self._fds is not None:
             message = self._announced(message)
+        if message.fd is not None:
+            await self._send_with(message, message.fd)
+            return
         header = encode_header(message, max_frame=self._max_frame)
         head, payload = message.head, message.payload
         size = len(head) + len(payload)
@@ -73,12 +76,7 @@ class SocketChannel(Channel):
         self._writing = True
         try:
             self._check_writable()
-            if message.fd is not None:
-                buffers: list[_Buffer] = [header, head, payload]
-                done = await self._write_with(message.fd, buffers)
-                if done < HEADER_SIZE + size:
-                    await self._write_rest(buffers, done)
-            elif size <= _JOIN_UP_TO:
+            if size <= _JOIN_UP_TO:
                 data = b"".join((header, head, payload))
                 if (done := self._write(data)) < len(data):
                     await self._write_rest([data], done)
@@ -216,6 +214,29 @@ class SocketChannel(Channel):
             raise ValueError("file descriptors do not pass through this channel")
         return attrs.evolve(message, flags=message.flags | MessageFlag.FD)
 
+    async def _send_with(self, message: Message, fd: OwnedFd) -> None:
+        header = encode_header(message, max_frame=self._max_frame)
+        buffers: list[_Buffer] = [header, message.head, message.payload]
+        size = len(message.head) + len(message.payload)
+        while True:
+            if self._writing:
+                await self._turns.park()
+            self._writing = True
+            try:
+                self._check_writable()
+                done = await self._write_with(fd, buffers)
+                if done < HEADER_SIZE + size:
+                    await self._write_rest(buffers, done)
+                break
+            except FdsInFlightError:
+                pass  # perhaps other peers' doing, so everything else goes on meanwhile
+            finally:
+                if self._tail is None:
+                    self._pass_on()
+            await trio.sleep(_FDS_PAUSE_S)
+        self._sent += 1
+        self._bytes_sent += size
+
     async def _write_with(self, fd: OwnedFd, buffers: list[_Buffer]) -> int:
         """Write the beginning of a frame, the descriptor with its first byte."""
         while True:
@@ -226,9 +247,6 @@ class SocketChannel(Channel):
                     await trio.lowlevel.wait_writable(self._sock)
                 except trio.ClosedResourceError:
                     raise ChannelClosedError("this side has closed the channel") from None
-            except FdsInFlightError:
-                await trio.sleep(_FDS_PAUSE_S)
-                self._check_writable()
             except OSError as exc:
                 raise self._break(f"the other side is gone ({exc.strerror})") from exc
 

@@ -21,7 +21,17 @@ from spear_core.errors import (
     ProtocolError,
     ResourceExhaustedError,
 )
-from spear_core.rpc import Call, Reply, SessionLimits, SocketChannel, hello, open_session, welcome
+from spear_core.rpc import (
+    Call,
+    Reply,
+    SessionLimits,
+    SocketChannel,
+    hello,
+    open_session,
+    socket_channel,
+    welcome,
+)
+from spear_core.rpc._fd_passing import FdsInFlightError
 from spear_core.rpc.codec import encode_head
 from spear_core.rpc.framing import encode_header
 
@@ -335,6 +345,31 @@ async def test_requests_that_hold_files_are_counted(open_sides: OpenSides) -> No
             release.set()
         with a_file() as fd:
             await sides.client.request("m", fd=fd)
+
+
+async def test_while_the_kernel_takes_no_more_files_everything_else_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It counts those of all of a user's processes that nobody has received."""
+    near, far = pair()
+    refused = trio.Event()
+
+    def refuse(*args: Any) -> int:
+        refused.set()
+        raise FdsInFlightError
+
+    async with near, far, trio.open_nursery() as nursery:
+        with a_file(b"late") as fd, monkeypatch.context() as patched:
+            patched.setattr(socket_channel, "send_with_fd", refuse)
+            nursery.start_soon(near.send, Message(3, 1, fd=fd))
+            await refused.wait()
+            with trio.fail_after(10):
+                await near.send(Message(3, 2))
+                assert (await far.receive()).id == 2
+            patched.undo()
+            with trio.fail_after(10):
+                message = await far.receive()
+        assert (message.id, content(message.fd)) == (1, b"late")
 
 
 @pytest.mark.parametrize("with_fd", [True, False])
