@@ -131,7 +131,7 @@ class TaskEntry:
             # Its caller is told nothing before its end: so nothing waits for this write, unless
             # the store is in trouble and would take the end as little.
             strict = self._journal.writer.failing is not None
-            write = self._submit([self._state()], keep=not strict)
+            write = self._submit([self._state()], keep=not strict, lazy=not strict)
             self._accepted = write if strict else None
             return
         self.input = Place.of(task.payload)
@@ -185,7 +185,7 @@ class TaskEntry:
 
         Waits for as long as the store cannot take it, within the task's deadline.
         """
-        write = self._submit([self._state(TaskState.RUNNING)])
+        write = self._submit([self._state(TaskState.RUNNING)], lazy=self.attached)
         if not self.attached and not self._task.artifact.idempotent:
             await write.wait(patient=True)
 
@@ -281,10 +281,11 @@ class TaskEntry:
         changes: list[MetadataChange],
         *,
         keep: bool = True,
+        lazy: bool = False,
         promised: Write | None = None,
     ) -> Write:
         writer = self._journal.writer
-        self._last = writer.submit(self._task.id, changes, keep=keep, promised=promised)
+        self._last = writer.submit(self._task.id, changes, keep=keep, lazy=lazy, promised=promised)
         return self._last
 
     def _state(self, state: TaskState | None = None) -> PutKey:

@@ -8,6 +8,7 @@ is over in a few milliseconds is written once, not at every step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from logging import Logger
 
@@ -28,6 +29,8 @@ __all__ = ["StoreWriter", "Write"]
 
 _AT_LEISURE_S = 0.005
 """How long a write may wait that nobody waits for."""
+_LAZY_S = 0.05
+"""How long one may that will most likely be overtaken by the next of its owner."""
 _AGAIN_S = 1.0
 """Until what could not be written is tried again."""
 _HISTORY = 1_000
@@ -50,6 +53,8 @@ class Write:
     """Why it is not on disk: for good, or until the next attempt if it is kept."""
     then: Callable[[SpearError | None], None] | None = None
     """Called once, when it is on disk or has been given up."""
+    due: float = -math.inf
+    """On trio's clock: until then it is left out of others' transactions."""
     older: list[Write] = attrs.field(factory=list)
     """Of the same owner, that failed and are told what becomes of this one."""
     _told: trio.Event | None = None
@@ -69,6 +74,7 @@ class Write:
                 ) from self.error
             if self._told is None:
                 self._told = trio.Event()
+            self.due = -math.inf
             self.hurry()
             await self._told.wait()
 
@@ -124,17 +130,23 @@ class StoreWriter:
         changes: Iterable[MetadataChange],
         *,
         keep: bool = True,
+        lazy: bool = False,
         promised: Write | None = None,
     ) -> Write:
         """Have changes written. One of the same owner that has not begun takes them along.
 
+        :param lazy: more will follow soon, and do in its place.
         :param promised: what :meth:`promise` gave.
         """
         write = self._waiting.get(owner) or self._stuck.pop(owner, None)
         if write is None:
             write = promised if promised is not None else self.promise(owner, keep=keep)
+            if lazy:
+                write.due = trio.current_time() + _LAZY_S
         elif promised is not None:
             write.older.append(promised)
+        if not lazy:
+            write.due = -math.inf
         self._waiting[owner] = write
         self._news.set()
         if self._idle.is_set():
@@ -145,6 +157,8 @@ class StoreWriter:
 
     async def flushed(self) -> None:
         """Wait until nothing is waiting to be written, but for what is stuck."""
+        for write in self._waiting.values():
+            write.due = -math.inf
         self._hurry_up()
         await self._idle.wait()
 
@@ -160,14 +174,17 @@ class StoreWriter:
                     await self._news.wait()
             self._news = trio.Event()
             if self._waiting:
-                with trio.move_on_after(_AT_LEISURE_S):
+                first = min(write.due for write in self._waiting.values())
+                with trio.move_on_at(max(trio.current_time() + _AT_LEISURE_S, first)):
                     await self._hurry.wait()
             self._hurry = trio.Event()
             if self._stuck:
                 await self._try_again()
-            if self._waiting:
-                taken, self._waiting = self._waiting, {}
-                await self._write_out(list(taken.values()))
+            now = trio.current_time()
+            if taken := [write for write in self._waiting.values() if write.due <= now]:
+                for write in taken:
+                    del self._waiting[write.owner]
+                await self._write_out(taken)
 
     async def _write_out(self, writes: Sequence[Write]) -> None:
         chunks: list[list[Write]] = [[]]

@@ -193,3 +193,28 @@ async def test_the_past_makes_room_for_the_present(disk: Any) -> None:
         with pytest.raises(StoreFullError):
             await writer.submit("p", put("l", b"x" * 90_000), keep=False).wait()
         await writer.submit("q", put("m", b"x" * 20_000), keep=False).wait()
+
+
+async def test_a_lazy_one_is_left_out_of_others_transactions_until_it_is_due(
+    disk: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running(disk) as writer:
+        overtaken = writer.submit("o", put("k", b"begun"), lazy=True)
+        left = writer.submit("p", put("l", b"begun"), lazy=True)
+        wanted = writer.submit("q", put("m", b"begun"), lazy=True)
+        await wanted.wait()
+        assert (overtaken.done, left.done) == (False, False)
+        assert writer.submit("o", put("k", b"over")) is overtaken
+        await overtaken.wait()
+        assert await value(disk, "k") == b"over"
+        assert not left.done
+        assert disk.metadata.transactions == 2
+        await trio.sleep(0.1)
+        assert left.done
+        assert await value(disk, "l") == b"begun"
+
+        last = writer.submit("p", put("l", b"over"), lazy=True)
+        started = trio.current_time()
+        await writer.flushed()
+        assert last.done
+        assert trio.current_time() == started
