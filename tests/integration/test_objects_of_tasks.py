@@ -126,9 +126,7 @@ async def test_nobody_touches_what_was_not_granted(node: Any) -> None:
 
 @pytest.mark.parametrize("how", ["die", "end", "cancel"])
 async def test_what_a_task_holds_goes_with_it(start_node: Callable[..., Any], how: str) -> None:
-    node = start_node(
-        '[stores]\nobjects = "memory"\n[execution]\nshutdown_grace_ms = 100\n'
-    )
+    node = start_node('[stores]\nobjects = "memory"\n[execution]\nshutdown_grace_ms = 100\n')
     async with connect(node.url) as client:
         await deploy(client)
         with trio.fail_after(60):
