@@ -113,7 +113,7 @@ def _install(session: nox.Session, *names: str) -> None:
 
 def _pytest(session: nox.Session, *paths: str) -> None:
     """Run the tests at these paths from a folder where the tree cannot be imported."""
-    existing = [str(ROOT / path) for path in paths if (ROOT / path).is_dir()]
+    existing = [str(ROOT / path) for path in paths if (ROOT / path).exists()]
     if not existing:
         session.skip(f"no tests at {', '.join(paths)}")
     with tempfile.TemporaryDirectory() as where, session.chdir(where):
@@ -216,6 +216,15 @@ def packaging(session: nox.Session) -> None:
     """Wheels and sdists in empty environments."""
     _install(session, *BY_NAME)
     _pytest(session, "tests/packaging")
+
+
+@nox.session(python=OLDEST)
+def endurance(session: nox.Session) -> None:
+    """The tests whose numbers a usual run makes smaller, whole: half an hour."""
+    _install(session, *BY_NAME)
+    session.env["SPEAR_KILL_ROUNDS"] = "120"
+    session.env["SPEAR_TEST_INCREMENTS"] = "20000"
+    _pytest(session, "plugins/spear-store-lmdb/tests/test_kill.py", "tests/e2e/test_objects.py")
 
 
 @nox.session(python=OLDEST)

@@ -21,8 +21,8 @@ STORES = {
     "memory": '[stores]\nobjects = "memory"\nmetadata = "memory"\n',
     "lmdb": '[stores]\nobjects = "lmdb"\nmetadata = "lmdb"\n',
 }
-INCREMENTS = int(os.environ.get("SPEAR_TEST_INCREMENTS", "2500"))
-"""Of each of eight processes."""
+INCREMENTS = int(os.environ.get("SPEAR_TEST_INCREMENTS", "1000"))
+"""Of each of eight processes; 20,000 in ``nox -s endurance``."""
 INCREMENT = """
 import sys
 from pathlib import Path
