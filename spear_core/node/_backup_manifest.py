@@ -31,6 +31,8 @@ __all__ = [
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_KEPT = frozenset({"artifacts", "logs", "node.id", "node.store", "stores"})
+"""What a backup has, and no other: a restored file is never a node's lock or socket."""
 _PIECE = 4 << 20
 _LONGEST = 512 << 20
 """Bytes of a manifest; a million files have 150 million."""
@@ -113,8 +115,8 @@ def decode_manifest(content: bytes, where: object) -> Manifest:
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise StoreCorruptError(f"{where}: {MANIFEST} is damaged ({error})") from error
     for file in manifest.files:
-        path = PurePosixPath(file.path)
-        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in file.path:
+        parts = PurePosixPath(file.path).parts
+        if not parts or parts[0] not in _KEPT or ".." in parts or "\0" in file.path:
             raise StoreCorruptError(f"{where}: {MANIFEST} has the file {file.path!r}")
     return manifest
 

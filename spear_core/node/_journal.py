@@ -342,8 +342,7 @@ class TaskEntry:
     async def _drop_input(self) -> None:
         """The input of a task that is final, once that is on disk."""
         if self._last is not None:
-            with trio.CancelScope():
-                await self._last.wait(patient=True)
+            await self._last.wait(patient=True)
         await self._delete_objects("input")
 
     async def _drop_objects(self) -> None:

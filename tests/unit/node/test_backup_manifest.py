@@ -25,7 +25,7 @@ FULL = Manifest(
     created_at=1.5,
     node_id="n-1",
     metadata=CopiedStore(store="lmdb", revision=7, records=3),
-    files=(BackupFile(path="a/b c\nd", size=3, sha256="0" * 64, executable=True),),
+    files=(BackupFile(path="logs/b c\nd", size=3, sha256="0" * 64, executable=True),),
 )
 
 
@@ -54,7 +54,9 @@ def test_a_newer_format_is_refused_whatever_else_is_in_it() -> None:
         decode_manifest(content, "x")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "", "a\0b"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../x", "stores/../../x", "", "stores/\0b", "node.lock", "restoring/x"]
+)
 def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:
     file = BackupFile(path=path, size=0, sha256="")
     content = encode_manifest(Manifest(spear="", created_at=0.0, node_id="", files=(file,)))
