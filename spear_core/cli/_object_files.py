@@ -172,7 +172,7 @@ def _part_of(path: Path, version: int, *, resume: bool) -> Iterator[BinaryIO]:
         _forget_others(path, part)
     else:
         part = path.with_name(f".{path.name}.{version}.{os.getpid()}.part")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
     try:
         descriptor = os.open(part, flags, 0o666)
     except OSError as error:

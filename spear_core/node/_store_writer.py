@@ -3,7 +3,7 @@
 Whatever is ready at the same time goes into as few transactions as possible, and they go to disk
 together; what comes in meanwhile is the next batch. So one write costs one flush when nothing else
 is going on, and a small share of one under load. What nobody waits for takes its time: a task that
-is over in a few milliseconds is written once, not at every step.
+is over soon is written once, not at every step.
 """
 
 from __future__ import annotations
