@@ -379,7 +379,8 @@ class NodeApi(ABC):
 
     A node implements it, and so does the client that a front door's ``connect`` yields; there
     every method may also raise :exc:`~spear_core.errors.NodeUnreachableError`. Cancelling a call
-    is safe at any time.
+    is safe at any time. Every method that answers lets others run meanwhile, a ``sync`` invocation
+    of a quick function at least now and then.
     """
 
     @property

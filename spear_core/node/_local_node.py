@@ -157,6 +157,10 @@ class LocalNode(NodeApi):
             raise UnsupportedModeError(
                 "mode stream: an invocation cannot stream; call StreamFunction (NodeApi.stream)"
             )
+        if request.mode is ExecutionMode.ASYNC:
+            # What follows may wait for nothing, and who submits a thousand, one after the other,
+            # must not hold up what others have here.
+            await trio.lowlevel.checkpoint()
         if request.idempotency_key:
             return await self._invoke_once(request)
         if request.input_object:
@@ -312,6 +316,7 @@ class LocalNode(NodeApi):
         )
 
     async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
+        await trio.lowlevel.checkpoint()
         task = self._tasks.get(task_id)
         if wait:
             await self._final(task)
@@ -320,6 +325,7 @@ class LocalNode(NodeApi):
         return task.info()
 
     async def list_tasks(self, *, limit: int = 100) -> Sequence[TaskInfo]:
+        await trio.lowlevel.checkpoint()
         found = self._tasks.newest(limit)
         for task in found:
             if task.record is not None and task.state.is_final:
@@ -337,6 +343,7 @@ class LocalNode(NodeApi):
         return task.info()
 
     async def read_log(self, task_id: str, *, cursor: int = 0, wait: bool = False) -> LogChunk:
+        await trio.lowlevel.checkpoint()
         if not 0 <= cursor < _MOST_BYTES:
             raise InvalidRequestError(f"cursor {cursor} is not one that a log has given")
         try:
@@ -353,9 +360,11 @@ class LocalNode(NodeApi):
         return await self._deployer.deploy(upload)
 
     async def list_artifacts(self) -> Sequence[ArtifactInfo]:
+        await trio.lowlevel.checkpoint()
         return self._deployer.list()
 
     async def get_artifact(self, ref: str) -> ArtifactDetails:
+        await trio.lowlevel.checkpoint()
         return self._deployer.describe(ref)
 
     async def set_latest(self, name: str, version: int) -> ArtifactInfo:
@@ -370,9 +379,11 @@ class LocalNode(NodeApi):
         return await self._deployer.delete(name, version)
 
     async def list_instances(self) -> Sequence[InstanceInfo]:
+        await trio.lowlevel.checkpoint()
         return self._executor.deployments.instances()
 
     async def list_plugins(self) -> Sequence[PluginInfo]:
+        await trio.lowlevel.checkpoint()
         health = {info.name: info.health for info in await self.runtimes(only_open=False)}
         found = []
         for plugin in self._plugins.plugins:
@@ -411,6 +422,7 @@ class LocalNode(NodeApi):
         return found
 
     async def status(self) -> NodeStatus:
+        await trio.lowlevel.checkpoint()
         metrics = self._executor.recorder.total()
         return NodeStatus(
             node_id=self._identity.node_id,

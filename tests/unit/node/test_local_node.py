@@ -394,3 +394,73 @@ async def test_an_artifact_whose_runtime_is_gone_is_refused_with_the_remedy(
     async with open_steered_node() as node:
         with pytest.raises(RuntimeNotFoundError, match="pip install spear-runtime-wasm"):
             await node.api.invoke(InvokeRequest(function="f"))
+
+
+async def test_every_question_and_every_submission_lets_others_run(
+    open_steered_node: Any, runtime: Any
+) -> None:
+    """A caller in the node's own process who asks or submits in a loop holds up nobody."""
+    submit = InvokeRequest(function="f", mode=ExecutionMode.ASYNC)
+    async with open_steered_node() as node:
+        api = node.api
+        await api.deploy(UPLOAD)
+        task_id = (await api.invoke(submit)).task.task_id
+        await api.get_task(task_id, wait=True)
+        with_key = attrs.evolve(submit, idempotency_key="k")
+        for ask in (
+            lambda: api.invoke(submit),
+            lambda: api.invoke(with_key),
+            lambda: api.invoke(with_key),  # the second finds the first one's task
+            lambda: api.get_task(task_id),
+            lambda: api.get_task(task_id, wait=True),
+            api.list_tasks,
+            lambda: api.cancel_task(task_id),
+            lambda: api.read_log(task_id),
+            api.list_artifacts,
+            lambda: api.get_artifact("f"),
+            api.list_instances,
+            api.list_plugins,
+            api.status,
+            api.metrics,
+        ):
+            with trio.testing.assert_checkpoints():
+                await ask()
+
+
+async def test_a_full_queue_and_a_flood_of_submissions_let_a_call_through(
+    open_steered_node: Any, runtime: Any
+) -> None:
+    """Told by counting instead of by the clock: everything takes 16 passes of the loop, so a call
+    should take about 32 of them, one execution to wait for and its own."""
+    submitted = 0
+    noise = InvokeRequest(function="noisy", mode=ExecutionMode.ASYNC)
+
+    async def work(request: ExecutionRequest) -> ExecutionResponse:
+        for _ in range(16):
+            await trio.lowlevel.checkpoint()
+        return ExecutionResponse.completed(b"")
+
+    async def flood(api: Any) -> None:
+        nonlocal submitted
+        while True:
+            await api.invoke(noise)
+            submitted += 1
+
+    runtime.behaviour = work
+    limits = ExecutionConfig(
+        max_concurrent_tasks=8, max_queued_tasks=10_000, max_queued_per_artifact=10_000
+    )
+    async with open_steered_node(SpearletConfig(execution=limits)) as node:
+        for name in ("noisy", "quiet"):
+            await node.api.deploy(attrs.evolve(UPLOAD, name=name, content=name.encode()))
+            await node.api.invoke(InvokeRequest(function=name))
+        for _ in range(500):
+            await node.api.invoke(noise)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood, node.api)
+            for _ in range(10):
+                assert (await node.api.status()).queued > 100
+                before = submitted
+                await node.api.invoke(InvokeRequest(function="quiet"))
+                assert 10 < submitted - before < 64
+            nursery.cancel_scope.cancel()
