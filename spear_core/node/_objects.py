@@ -24,7 +24,7 @@ from spear_core.api import (
     PutObject,
     StoreUsage,
 )
-from spear_core.errors import InvalidRequestError, ObjectForbiddenError
+from spear_core.errors import InvalidRequestError, ObjectForbiddenError, StoreCorruptError
 
 __all__ = ["LocalObjects", "StoreSource", "ViewReader", "WithoutOurs", "list_without_ours"]
 
@@ -199,29 +199,44 @@ class ViewReader(ObjectReader):
         end = min(self._offset + _PIECE, self.stat.size)
         if self._offset >= end:
             raise trio.EndOfChannel
-        piece = self._cached(end)
-        if piece is None:  # it lies on the disk only, and the node does not wait for that
-            piece = await trio.to_thread.run_sync(bytes, self._view.data[self._offset : end])
+        if self._view.fd is None:
+            piece = bytes(self._view.data[self._offset : end])
+        else:
+            piece = await self._read_file(self._view.fd, end)
         self._offset += len(piece)
         return piece
 
-    def _cached(self, end: int) -> bytes | None:
-        """The next piece if it is in memory, or what is of it."""
-        if self._view.fd is not None and _NOT_CACHED:
-            buffer = bytearray(end - self._offset)
-            try:
-                count = os.preadv(self._view.fd, [buffer], self._offset, _NOT_CACHED)
-            except BlockingIOError:
-                return None
-            except OSError:  # not for this kind of file, which then is memory
-                pass
-            else:
-                return bytes(memoryview(buffer)[:count]) if count else None
-        return bytes(self._view.data[self._offset : end])
+    async def _read_file(self, fd: int, end: int) -> bytes:
+        """The next piece, not through the view's map: what is touched there counts as the node's
+        memory, and where somebody has cut off the file, that would end the node."""
+        count = end - self._offset
+        piece = _read_cached(fd, count, self._offset)
+        if not piece:  # it lies on the disk only, and the node does not wait for that
+            piece = await trio.to_thread.run_sync(os.pread, fd, count, self._offset)
+        if not piece:
+            raise StoreCorruptError(
+                f"the file of object {self.stat.key!r} ends after {self._offset} bytes instead of "
+                f"{self.stat.size}; restore a backup, or delete the object"
+            )
+        return piece
 
     async def aclose(self) -> None:
         self._open = False
         await trio.lowlevel.checkpoint()
+
+
+def _read_cached(fd: int, count: int, offset: int) -> bytes:
+    """What is in memory of that part of a file, from its beginning on."""
+    if not _NOT_CACHED:
+        return b""
+    buffer = bytearray(count)
+    try:
+        found = os.preadv(fd, [buffer], offset, _NOT_CACHED)
+    except BlockingIOError:
+        return b""
+    except OSError:  # not for this kind of file, which then is memory
+        return os.pread(fd, count, offset)
+    return bytes(memoryview(buffer)[:found])
 
 
 class WithoutOurs(trio.abc.ReceiveChannel[ObjectChanges]):

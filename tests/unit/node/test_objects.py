@@ -20,6 +20,7 @@ from spear_core.errors import (
     ObjectConflictError,
     ObjectForbiddenError,
     ObjectNotFoundError,
+    StoreCorruptError,
 )
 from spear_core.node._objects import LocalObjects, ViewReader
 
@@ -259,3 +260,12 @@ async def test_the_page_cache_as_it_is() -> None:
             assert b"".join([piece async for piece in reader]) == content[100:]
         async with ViewReader(view, 0) as reader:
             assert b"".join([piece async for piece in reader]) == content
+
+
+async def test_a_file_that_is_cut_off_while_it_is_read_is_damage() -> None:
+    content = os.urandom(1 << 20)
+    async with view_of_file(content) as (view, file), ViewReader(view, 0) as reader:
+        await reader.receive()
+        file.truncate(300_000)
+        with pytest.raises(StoreCorruptError, match="after 300000 bytes instead of 1048576"):
+            _ = [piece async for piece in reader]
