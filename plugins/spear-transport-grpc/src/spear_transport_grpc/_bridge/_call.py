@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ _SAME_MOMENT_S = 0.002
 """How far apart two events of one cause may reach us."""
 _LAST_MESSAGE_S = 1.0
 """How long the status waits for a message that a client does not take."""
+_OK = int(StatusCode.OK)
 _LONGEST_DETAILS = 1024
 """Bytes of a status's text: clients refuse headers of over 8 KiB, and it may grow threefold."""
 
@@ -42,6 +44,8 @@ class ServerCall:
     """What a handler sees of its call. Its cancel scope ends with the call's deadline, and when the
     client cancels or vanishes."""
 
+    deadline: float
+    """On trio's clock; infinite when the client set none."""
     given_up: bool
     """The client has cancelled the call, or is gone."""
 
@@ -51,21 +55,30 @@ class ServerCall:
         # not a method of ours: a call in a cycle of references stays in C-core until Python looks
         # for those, and C-core refuses new calls on a connection that has too many
         self._start = functools.partial(_start, gate, self._call)
-        self._messages = Messages(self._start)
+        self._messages: Messages | None = None
         self._began = False
         self._end_seen = False
-        self._over = False
-        self.scope = trio.CancelScope()
+        self._scope: trio.CancelScope | None = None
         self.given_up = False
+        self.deadline = math.inf
         deadline = event.call_details.deadline
         if deadline is not None and deadline < _FOR_EVER:
-            self.scope.deadline = trio.current_time() + max(0.0, deadline - time.time())
+            self.deadline = trio.current_time() + max(0.0, deadline - time.time())
         self._start((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._on_close)
 
-    @property
-    def deadline(self) -> float:
-        """On trio's clock; infinite when the client set none."""
-        return self.scope.deadline
+    def attach(self, scope: trio.CancelScope) -> None:
+        """From now on the scope ends with the call, until :meth:`detach`."""
+        self._scope = scope
+        if self.deadline < math.inf:
+            scope.deadline = self.deadline
+        if self.given_up:
+            scope.cancel()
+
+    def detach(self) -> None:
+        """The handler has ended: leave the scope to others."""
+        scope, self._scope = self._scope, None
+        if scope is not None and self.deadline < math.inf:
+            scope.deadline = math.inf
 
     @property
     def peer(self) -> str:
@@ -81,12 +94,20 @@ class ServerCall:
         found = cygrpc.auth_context(self._call) or {}
         return {key.decode(): list(values) for key, values in found.items()}
 
+    def take_only(self, done: Callable[[bytes | None], None]) -> None:
+        """Have ``done`` called with the only message of a unary call; ``None``: it came without.
+        Instead of :meth:`receive`."""
+        self._start(
+            (cygrpc.ReceiveMessageOperation(NO_FLAGS),),
+            lambda event: done(event.batch_operations[0].message()),
+        )
+
     async def receive(self) -> bytes | None:
         """The client's next message; ``None`` when it sends no more.
 
         **Cancellation**: loses nothing.
         """
-        message = await self._messages.receive()
+        message = await self._both_ways().receive()
         if message is None and not self._end_seen:
             self._end_seen = True
             # a call that is cancelled ends its messages too, and says so in the same moment
@@ -104,7 +125,7 @@ class ServerCall:
     async def offer(self, data: bytes) -> bool:
         """:meth:`send` for a task that is not the handler's; false when the call is over."""
         first = () if self._began else (_accept(),)
-        sent = await self._messages.send(data, first)
+        sent = await self._both_ways().send(data, first)
         self._began = self._began or sent
         return sent
 
@@ -114,37 +135,44 @@ class ServerCall:
             self._began = True
             self._start((_accept(),), _nothing)
 
-    async def finish(self, error: RpcError | None, answer: bytes | None = None) -> None:
+    @property
+    def has_begun(self) -> bool:
+        """Something was sent to the client; :meth:`wait_taken` comes before :meth:`end` then."""
+        return self._began
+
+    async def wait_taken(self) -> None:
+        """Wait a little until the client has taken the last message, or is gone."""
+        if self._messages is not None:
+            with trio.move_on_after(_LAST_MESSAGE_S, shield=True):
+                await self._messages.wait_sent()
+
+    def end(self, error: RpcError | None, answer: bytes | None = None) -> None:
         """End the call, with the only answer of a unary one."""
-        if not await self._last_message_taken():
+        if self.given_up:
             return
-        code, details, trailing = StatusCode.OK, "", Metadata()
+        code, details, trailing = _OK, b"", Metadata()
         if error is not None:
-            code, details, trailing = error.code, error.details, error.trailing
-            answer = None
+            code, trailing, answer = int(error.code), error.trailing, None
+            text = error.details.encode("utf-8", "replace")[:_LONGEST_DETAILS]
+            details = text.decode("utf-8", "ignore").encode()
         operations: list[Any] = []
         if not self._began:
             operations.append(cygrpc.SendInitialMetadataOperation((), NO_FLAGS))
         if answer is not None:
             operations.append(cygrpc.SendMessageOperation(answer, NO_FLAGS))
-        text = details.encode("utf-8", "replace")[:_LONGEST_DETAILS].decode("utf-8", "ignore")
-        operations.append(
-            cygrpc.SendStatusFromServerOperation(trailing, int(code), text.encode(), NO_FLAGS)
-        )
+        operations.append(cygrpc.SendStatusFromServerOperation(trailing, code, details, NO_FLAGS))
         self._start(tuple(operations), _nothing)
 
-    async def _last_message_taken(self) -> bool:
-        """Wait until a status can be sent; false when nobody would get it."""
-        if self._began:
-            with trio.move_on_after(_LAST_MESSAGE_S, shield=True):
-                await self._messages.wait_sent()
-        return not self.given_up
+    def _both_ways(self) -> Messages:
+        if self._messages is None:
+            self._messages = Messages(self._start)
+        return self._messages
 
     def _on_close(self, event: Event) -> None:
-        self._over = True
         if event.batch_operations[0].cancelled():
             self.given_up = True
-            self.scope.cancel()
+            if self._scope is not None:
+                self._scope.cancel()
 
 
 def _accept() -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 import trio
@@ -14,6 +15,7 @@ from spear_transport_grpc._bridge._call import Gate, ServerCall
 from spear_transport_grpc._bridge._core import cygrpc
 from spear_transport_grpc._bridge._poller import Event, Poller
 from spear_transport_grpc._bridge._status import RpcError, StatusCode
+from spear_transport_grpc._bridge._workers import Workers
 
 __all__ = ["Method", "Port", "Server", "Streaming", "Unary", "open_server"]
 
@@ -27,6 +29,9 @@ _OPTIONS: Mapping[str, int | str] = {
 }
 _CROWD = 2
 """Calls under way from which on trio looks into the queue by itself."""
+_FEW = 16
+"""Calls that end together, at most. C-core writes what it is given in one go with one system call,
+and the client wakes once for all of it."""
 _STOPPED = RpcError(StatusCode.CANCELLED, "the server stopped the call")
 _log = logging.getLogger("spear.transport-grpc")
 
@@ -57,6 +62,16 @@ class Port:
     """What ``grpc.ssl_server_credentials`` gives; ``None``: no TLS."""
 
 
+@attrs.frozen
+class _Job:
+    """A call and what handles it."""
+
+    call: ServerCall
+    method: Method | None
+    request: bytes = b""
+    """The only message of a unary call."""
+
+
 class Server:
     """A running server; see :func:`open_server`."""
 
@@ -67,7 +82,7 @@ class Server:
         options: Mapping[str, int | str],
     ) -> None:
         self._methods = {name.encode(): method for name, method in methods.items()}
-        self._nursery = nursery
+        self._workers = Workers[_Job](nursery, self._serve)
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.items()), False)
         self._server.register_completion_queue(self._queue)
@@ -79,6 +94,8 @@ class Server:
         )
         self._gate = Gate()
         self._live = 0
+        self._ending: list[tuple[ServerCall, RpcError | None, bytes | None]] = []
+        self._token = trio.lowlevel.current_trio_token()
         self._stopping = False
         self._gone = trio.Event()
         self.ports: tuple[int, ...] = ()
@@ -110,6 +127,7 @@ class Server:
         if self._stopping:
             return
         self._stopping = True
+        self._workers.dismiss()
         self._server.shutdown(self._queue, lambda _: self._gone.set())
         try:
             with trio.move_on_after(grace_s):
@@ -140,43 +158,72 @@ class Server:
             return  # the server shuts down: no call came
         if not self._stopping:
             self._ask_for_call()
+        call = ServerCall(event, self._gate)
         method = self._methods.get(event.call_details.method)
-        self._nursery.start_soon(self._serve, ServerCall(event, self._gate), method)
+        if isinstance(method, Unary):
+            call.take_only(partial(self._on_request, call, method))
+        else:
+            self._workers.start(_Job(call, method))
 
-    async def _serve(self, call: ServerCall, method: Method | None) -> None:
+    def _on_request(self, call: ServerCall, method: Unary, request: bytes | None) -> None:
+        if call.given_up:
+            return
+        if request is None:
+            call.end(RpcError(StatusCode.INTERNAL, "the call came without a message"))
+        else:
+            self._workers.start(_Job(call, method, request))
+
+    async def _serve(self, job: _Job, scope: trio.CancelScope) -> None:
+        call = job.call
         error: RpcError | None = _STOPPED
         answer: bytes | None = None
         self._live += 1
         try:
-            with call.scope:
-                try:
-                    answer = await self._handle(call, method)
-                    error = None
-                except RpcError as raised:
-                    error = raised
-                except Exception as raised:  # barrier: one call
-                    _log.exception("a handler of gRPC failed")
-                    error = RpcError(StatusCode.UNKNOWN, f"{type(raised).__name__}: {raised}")
-            if call.scope.cancelled_caught:
+            call.attach(scope)
+            answer = await self._handle(job)
+            error = None
+        except RpcError as raised:
+            error = raised
+        except Exception as raised:  # barrier: one call
+            _log.exception("a handler of gRPC failed")
+            error = RpcError(StatusCode.UNKNOWN, f"{type(raised).__name__}: {raised}")
+        except BaseException:
+            if scope.cancel_called:
                 error = RpcError(StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
+            raise
         finally:
             self._live -= 1
-            with trio.CancelScope(shield=True):
-                await call.finish(error, answer)
+            call.detach()
+            if call.has_begun:
+                await call.wait_taken()
+            self._end(call, error, answer)
             error = None  # its traceback refers to this frame
 
-    async def _handle(self, call: ServerCall, method: Method | None) -> bytes | None:
+    async def _handle(self, job: _Job) -> bytes | None:
         if self._stopping:
             raise RpcError(StatusCode.UNAVAILABLE, "the server is stopping")
-        if method is None:
+        if job.method is None:
             raise RpcError(StatusCode.UNIMPLEMENTED, "the server has no such method")
-        if isinstance(method, Streaming):
-            await method.handler(call)
+        if isinstance(job.method, Streaming):
+            await job.method.handler(job.call)
             return None
-        request = await call.receive()
-        if request is None:
-            raise RpcError(StatusCode.INTERNAL, "the call came without a message")
-        return await method.handler(request, call)
+        return await job.method.handler(job.request, job.call)
+
+    def _end(self, call: ServerCall, error: RpcError | None, answer: bytes | None) -> None:
+        """End a call; a little later, together with others, while there are others."""
+        if not self._live:
+            call.end(error, answer)
+            return
+        if not self._ending:
+            self._token.run_sync_soon(self._end_all)
+        self._ending.append((call, error, answer))
+        if len(self._ending) >= _FEW:
+            self._end_all()
+
+    def _end_all(self) -> None:
+        ending, self._ending = self._ending, []
+        for call, error, answer in ending:
+            call.end(error, answer)
 
 
 @asynccontextmanager
