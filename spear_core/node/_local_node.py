@@ -423,7 +423,8 @@ class LocalNode(NodeApi):
 
     async def status(self) -> NodeStatus:
         await trio.lowlevel.checkpoint()
-        metrics = self._executor.recorder.total()
+        recorder = self._executor.recorder
+        ended, well = recorder.outcomes()
         return NodeStatus(
             node_id=self._identity.node_id,
             version=__version__,
@@ -433,10 +434,10 @@ class LocalNode(NodeApi):
             running=self._executor.slots.running,
             queued=self._executor.slots.queued,
             instances=self._executor.deployments.instance_count(),
-            total_executions=metrics.total_executions,
-            successful_executions=metrics.successful_executions,
-            failed_executions=metrics.failed_executions,
-            average_execution_time_ms=metrics.average_execution_time_ms,
+            total_executions=ended,
+            successful_executions=well,
+            failed_executions=ended - well,
+            average_execution_time_ms=recorder.average_s * 1000,
             runtimes=tuple(await self.runtimes(only_open=True)),
         )
 

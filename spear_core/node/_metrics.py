@@ -211,6 +211,12 @@ class ExecutionRecorder:
         """How often each error code was, most frequent first."""
         return tuple(sorted(self._errors.items(), key=lambda item: (-item[1], item[0])))
 
+    def outcomes(self) -> tuple[int, int]:
+        """Executions of anything: how many have ended, and how many of them well. Cheap: whoever
+        polls the node's state asks for no more."""
+        everyone = (self._gone, *self._by_artifact.values())
+        return sum([each.ended for each in everyone]), sum([each.successful for each in everyone])
+
     def total(self, *, instances: int = 0) -> ExecutionMetrics:
         """Of all artifacts, the deleted ones too."""
         total = _Counts()

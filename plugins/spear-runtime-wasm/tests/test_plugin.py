@@ -45,6 +45,24 @@ async def test_the_fingerprint_of_this_machine(runtime: Any) -> None:
     assert found.details["wasmtime"].startswith("50.")
 
 
+async def test_what_is_loaded_is_looked_at_once(
+    runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finding it takes so long that everybody else's calls would notice who polls the node."""
+    first = await runtime.fingerprint()
+    monkeypatch.setattr(_runtime, "library_path", _not_installed)
+    assert await runtime.fingerprint() == first
+
+
+async def test_what_was_unwell_is_looked_at_again(
+    runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_runtime, "library_path", _not_installed)
+        assert (await runtime.fingerprint()).health is Health.UNDETECTED
+    assert (await runtime.fingerprint()).health is Health.HEALTHY
+
+
 def test_without_wasmtime_the_runtime_is_undetected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_runtime, "library_path", _not_installed)
     found = _runtime.fingerprint(WasmConfig())

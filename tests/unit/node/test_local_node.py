@@ -396,6 +396,27 @@ async def test_an_artifact_whose_runtime_is_gone_is_refused_with_the_remedy(
             await node.api.invoke(InvokeRequest(function="f"))
 
 
+async def test_the_status_counts_what_ended_well_and_what_did_not(
+    open_steered_node: Any, runtime: Any
+) -> None:
+    async def work(request: ExecutionRequest) -> ExecutionResponse:
+        if request.payload:
+            raise InvalidRequestError("no")
+        return ExecutionResponse.completed(b"")
+
+    runtime.behaviour = work
+    async with open_steered_node() as node:
+        for name in ("f", "g"):
+            await node.api.deploy(attrs.evolve(UPLOAD, name=name, content=name.encode()))
+            for payload in (b"", b"", b"bad"):
+                await node.api.invoke(InvokeRequest(function=name, payload=payload))
+        status = await node.api.status()
+        total = (await node.api.metrics()).total
+    assert (status.total_executions, status.successful_executions) == (6, 4)
+    assert status.failed_executions == 2
+    assert status.average_execution_time_ms == pytest.approx(total.average_execution_time_ms)
+
+
 async def test_every_question_and_every_submission_lets_others_run(
     open_steered_node: Any, runtime: Any
 ) -> None:

@@ -122,6 +122,7 @@ def test_totals_keep_what_a_deleted_artifact_did_and_its_own_metrics_go() -> Non
     recorder.ended(one, TaskState.CANCELLED, execution_s=None)
     assert recorder.total().queue_length == 0
     assert recorder.total().total_executions == 3
+    assert recorder.outcomes() == (3, 2)
     assert recorder.average_of(one) is None
 
 
