@@ -137,7 +137,7 @@ class Lease:
     """A promise to be alive, renewed again and again by whoever made it."""
 
     id: int
-    """Not 0."""
+    """Not 0, and no other lease of the store has it, also after that one has ended."""
     ttl: float
     """Seconds from the last renewal to its end; at least what was asked for."""
 

@@ -31,12 +31,13 @@ from spear_core.errors import (
     StoreFullError,
 )
 from spear_core.testing._fakes import make_context
+from spear_core.testing._metadata_reopened import MetadataReopened
 from spear_core.testing._promise import promise
 
 __all__ = ["MetadataStoreContract"]
 
 
-class MetadataStoreContract:
+class MetadataStoreContract(MetadataReopened):
     """What every metadata store promises. Subclass it and set :attr:`spec`::
 
     class TestDisk(MetadataStoreContract):
@@ -51,7 +52,8 @@ class MetadataStoreContract:
     small_config: ClassVar[Any] = None
     """A configuration with a limit of about 100,000 bytes; ``None``: the limit is not tested."""
     durable: ClassVar[bool] = False
-    """Whether everything is still there when the store is opened again on the same directory."""
+    """Whether everything is still there when the store is opened again on the same directory; so
+    for one that declares ``Capability.DURABLE``."""
     lease_ttl: float = 1.0
     """Seconds: a lease long enough that a busy machine does not stand still for it."""
     patience: float = 10.0
@@ -614,34 +616,6 @@ class MetadataStoreContract:
                 assert scope.cancelled_caught
             assert await store.range() == before
             await store.compact(before.revision)
-
-    @promise
-    async def test_durable_store_keeps_everything(self, tmp_path: Path) -> None:
-        """Opened again on the same directory, a durable store has keys, revisions and leases as
-        they were, and a watch goes on where another had ended, or is told of the gap."""
-        if not self.durable:
-            pytest.skip("durable is not set: this store forgets")
-        async with self.open_store(tmp_path) as store:
-            lease = await store.grant_lease(self.lease_ttl * 1.5)
-            await store.put(b"leased", b"", lease=lease.id)
-            first = await store.put(b"k", b"1")
-            await store.put(b"gone", b"")
-            await store.delete(b"gone")
-            last = await store.put(b"k", b"2")
-            before = await store.range()
-        async with self.open_store(tmp_path) as store:
-            assert await store.range() == before
-            await store.keep_alive(lease.id)
-            assert await store.put(b"next", b"") == last + 1
-            try:
-                async with store.watch(b"k", start_revision=first) as watch:
-                    got = [await watch.receive() for _ in range(2)]
-            except CompactedError:
-                pass
-            else:
-                assert _shown(got) == [[(b"k", b"1")], [(b"k", b"2")]]
-            async with store.watch(b"leased") as watch:
-                assert _shown([await watch.receive()]) == [[(b"leased", None)]]
 
 
 async def _pages(store: MetadataStore, prefix: bytes, *, limit: int) -> list[KeyPage]:

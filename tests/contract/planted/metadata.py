@@ -6,14 +6,17 @@ without a bug and must pass everything.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
 from spear_core.api import (
+    Capability,
     Compare,
     KeyChange,
     KeyChanges,
@@ -27,6 +30,7 @@ from spear_core.api import (
     TransactionResult,
 )
 from spear_core.builtins.memory_metadata import MemoryMetadataConfig, MemoryMetadataStore
+from spear_core.errors import LeaseNotFoundError
 from spear_core.testing import MetadataStoreContract
 
 
@@ -51,9 +55,69 @@ def metadata_spec(cls: type[MemoryMetadataStore]) -> MetadataStoreSpec[MemoryMet
     return MetadataStoreSpec(name="toy", open=open_toy, config_cls=MemoryMetadataConfig)
 
 
+class Lasting(MemoryMetadataStore):
+    """Lasts longer than the block that opened it, as on a disk."""
+
+    def __init__(self, *, max_bytes: int, max_history: int) -> None:
+        super().__init__(max_bytes=max_bytes, max_history=max_history)
+        self.granted: list[Lease] = []
+
+    async def grant_lease(self, ttl: float) -> Lease:
+        lease = await super().grant_lease(ttl)
+        self.granted.append(lease)
+        return lease
+
+    async def reopen(self) -> None:
+        for lease in self.granted:
+            with suppress(LeaseNotFoundError):
+                await self.keep_alive(lease.id)
+
+
+def lasting_spec(
+    cls: type[Lasting], *, always: bool = True
+) -> MetadataStoreSpec[MemoryMetadataConfig]:
+    """Stores of one directory are one store.
+
+    :param always: also when the block ended with an exception.
+    """
+    opened: dict[Path, Lasting] = {}
+
+    @asynccontextmanager
+    async def open_toy(
+        context: PluginContext, config: MemoryMetadataConfig
+    ) -> AsyncGenerator[MetadataStore, None]:
+        where = context.state_dir
+        if (store := opened.pop(where, None)) is not None:
+            await store.reopen()
+        else:
+            store = cls(
+                max_bytes=config.memory_metadata_bytes, max_history=config.memory_metadata_history
+            )
+        if always:
+            opened[where] = store
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.run)
+            yield store
+            nursery.cancel_scope.cancel()
+        opened[where] = store
+
+    return MetadataStoreSpec(
+        name="toy",
+        open=open_toy,
+        config_cls=MemoryMetadataConfig,
+        capabilities=frozenset({Capability.DURABLE}),
+    )
+
+
+class LastingMutant(MetadataStoreContract):
+    durable = True
+    lease_ttl = 0.2
+
+
 class TestSoundMetadata(MetadataStoreContract):
-    spec = metadata_spec(MemoryMetadataStore)
+    spec = lasting_spec(Lasting)
     small_config = MemoryMetadataConfig(memory_metadata_bytes=100_000)
+    durable = True
 
 
 class TestComparesFirstOnly(MetadataMutant):
@@ -345,3 +409,163 @@ class TestWritesWhenCancelled(MetadataMutant):
             return result
 
     spec = metadata_spec(Planted)
+
+
+class TestLastsUnsaid(MetadataMutant):
+    """A metadata store that lasts and does not declare DURABLE."""
+
+    caught_by = "test_durable_is_declared"
+    durable = True
+    spec = metadata_spec(Lasting)
+
+
+class TestLastsUnseen(MetadataMutant):
+    """A metadata store that declares DURABLE and does not let it be tested."""
+
+    caught_by = "test_durable_is_declared"
+    spec = lasting_spec(Lasting)
+
+
+class TestForgetsVersions(LastingMutant):
+    """A metadata store whose keys have version 1 when it is opened again."""
+
+    caught_by = "test_reopened_store_has_every_record"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            for writes in self._writes.values():
+                writes[:] = [(r, now and attrs.evolve(now, version=1)) for r, now in writes]
+
+    spec = lasting_spec(Planted)
+
+
+class TestBringsBackDeletedKeys(LastingMutant):
+    """A metadata store whose deletes are undone when it is opened again."""
+
+    caught_by = "test_reopened_store_has_every_record"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            for writes in self._writes.values():
+                writes[:] = [(r, now) for r, now in writes if now is not None]
+
+    spec = lasting_spec(Planted)
+
+
+class TestCountsFromWhatIsLeft(LastingMutant):
+    """A metadata store that takes the newest key's revision for its own when it is opened again."""
+
+    caught_by = "test_reopened_store_counts_on"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            items = (await self.range(limit=1_000_000)).items
+            self._revision = max((item.mod_revision for item in items), default=0)
+
+    spec = lasting_spec(Planted)
+
+
+class TestWritesWhenItIsClosed(LastingMutant):
+    """A metadata store that is on the disk only when its block has ended well."""
+
+    caught_by = "test_reopened_store_has_what_was_returned"
+    spec = lasting_spec(Lasting, always=False)
+
+
+class TestLastsByHalf(LastingMutant):
+    """A metadata store of whose transactions a sudden end leaves a part."""
+
+    caught_by = "test_reopened_store_has_what_was_returned"
+
+    class Planted(Lasting):
+        async def transact(
+            self, changes: Sequence[MetadataChange], *, compares: Sequence[Compare] = ()
+        ) -> TransactionResult:
+            result = await super().transact(changes[:1], compares=compares)
+            return await super().transact(changes[1:]) if result.succeeded else result
+
+    spec = lasting_spec(Planted)
+
+
+class TestForgetsHistorySilently(LastingMutant):
+    """A metadata store without a history when it is opened again, whose watches do not say so."""
+
+    caught_by = "test_reopened_history_has_no_gap"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            self._history.clear()
+
+    spec = lasting_spec(Planted)
+
+
+class TestForgetsThatItHasCompacted(LastingMutant):
+    """A metadata store that takes what it has for the whole history when it is opened again."""
+
+    caught_by = "test_reopened_history_has_no_gap"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            self._compacted = 0
+
+    spec = lasting_spec(Planted)
+
+
+class TestRaisesTheDead(LastingMutant):
+    """A metadata store in which leases that had ended are alive when it is opened again."""
+
+    caught_by = "test_reopened_leases_are_alive_or_dead"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            for lease in self.granted:
+                self._leases[lease.id] = lease
+                self._leased.setdefault(lease.id, set())
+            await super().reopen()
+
+    spec = lasting_spec(Planted)
+
+
+class TestGivesLeasesNumbersAgain(LastingMutant):
+    """A metadata store that numbers leases from 1 whenever it is opened."""
+
+    caught_by = "test_reopened_leases_are_alive_or_dead"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            self._lease_ids = itertools.count(1)
+
+    spec = lasting_spec(Planted)
+
+
+class TestLeasesEndWhileItIsClosed(LastingMutant):
+    """A metadata store whose leases get older while nobody can renew them."""
+
+    caught_by = "test_reopened_leases_are_alive_or_dead"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+    spec = lasting_spec(Planted)
+
+
+class TestLeasesOutliveTheirTime(LastingMutant):
+    """A metadata store whose leases have no end any more once it was opened again."""
+
+    caught_by = "test_reopened_leases_are_alive_or_dead"
+    patience = 3.0
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            for lease in self.granted:
+                self._deadlines.discard(lease.id)
+
+    spec = lasting_spec(Planted)
