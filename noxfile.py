@@ -224,7 +224,10 @@ def endurance(session: nox.Session) -> None:
     _install(session, *BY_NAME)
     session.env["SPEAR_KILL_ROUNDS"] = "120"
     session.env["SPEAR_TEST_INCREMENTS"] = "20000"
-    _pytest(session, "plugins/spear-store-lmdb/tests/test_kill.py", "tests/e2e/test_objects.py")
+    session.env["SPEAR_HOLD_S"] = "180"
+    lmdb = "plugins/spear-store-lmdb/tests"
+    whole = ["tests/e2e/test_objects.py", "tests/e2e/test_long_readers.py"]
+    _pytest(session, f"{lmdb}/test_kill.py", f"{lmdb}/test_many_processes.py", *whole)
 
 
 @nox.session(python=OLDEST)

@@ -17,7 +17,6 @@ SHORT = 16 << 20
 """Of one that is carried before: what it takes is taken by every value."""
 MOST = 24 << 20
 """By how much more a process may have had, at its worst moment, for the whole one."""
-PIECE = 1 << 20
 
 PEAK = """
 import re
@@ -51,7 +50,7 @@ from spear_core.client import connect
 async def carry(node, size):
     async with node.objects.create("a/x", size=size) as writer:
         for _ in range(size >> 20):
-            await writer.write(bytes(1 << 20))
+            await writer.write(b"x" * (1 << 20))  # bytes() is memory only once it is written
         await writer.commit()
     async with node.objects.read("a/x") as reader:
         assert sum([len(piece) async for piece in reader]) == size
@@ -74,7 +73,7 @@ from spear_sdk import Context, function
 def carry(size: str, ctx: Context) -> str:
     with ctx.objects.create("x") as writer:
         for _ in range(int(size) >> 20):
-            writer.write(bytes(1 << 20))
+            writer.write(b"x" * (1 << 20))
     with ctx.objects.open("x") as reader:
         assert sum(map(len, reader)) == int(size)
     return str(peak())
@@ -129,7 +128,7 @@ def test_the_client_and_its_node(home: Any, node: Any) -> None:
     def carry(*sizes: int) -> list[int]:
         done = subprocess.run(
             [sys.executable, "-c", PEAK + CLIENT, str(home.state), *map(str, sizes)],
-            env=home.environ(), capture_output=True, check=False,
+            cwd=home.folder, env=home.environ(), capture_output=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr.decode()
         return [int(line) for line in done.stdout.split()]

@@ -1,6 +1,7 @@
 """Eight processes count one key up, each through the process that has the store open.
 
-``SPEAR_INCREMENTS`` says how often each of them does; by default a few hundred times.
+``SPEAR_TEST_INCREMENTS`` says how often each of them does; by default a few hundred times, 20,000
+in ``nox -s endurance``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from spear_core.testing import make_context
 from spear_store_lmdb import LmdbMetadataConfig, open_lmdb_metadata
 
 PROCESSES = 8
-TIMES = int(os.environ.get("SPEAR_INCREMENTS", "200"))
+TIMES = int(os.environ.get("SPEAR_TEST_INCREMENTS", "200"))
 
 
 async def serve(store: MetadataStore, stream: trio.SocketStream) -> None:
