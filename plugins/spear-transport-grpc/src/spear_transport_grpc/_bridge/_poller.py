@@ -21,6 +21,8 @@ _MOST_AT_ONCE = 64
 """Events that are handled before other tasks have a turn."""
 _EMPTY_LOOKS = 2
 """How often trio looks in vain, with a turn of the other tasks in between, before it sleeps."""
+_BURST = 8
+"""Events in one go, after which as many are expected the next time: two calls have no more."""
 _log = logging.getLogger("spear.transport-grpc")
 
 
@@ -55,6 +57,7 @@ class Poller:
         self._called = False
         self._looking = False
         self._in_vain = 0
+        self._burst = self._handled = 0
         self._rest = threading.Semaphore(0)
         self._finished = False
         self._over = trio.Event()
@@ -68,6 +71,13 @@ class Poller:
         """Wait until every event has been delivered and the thread has ended."""
         await self._over.wait()
         self._thread.join()  # it has nothing left to do but return
+
+    def _may_look(self) -> bool:
+        return (
+            self._look is not None
+            and (self._burst > _BURST or self._crowded())
+            and not self._finished
+        )
 
     # ---- the thread
 
@@ -83,6 +93,9 @@ class Poller:
             self._finished = self._last(event)
             self._events.append(event)
             if not self._called:
+                # the rest of a crowd is trio's: taking it here, an event at a time, would wrest
+                # the interpreter from the very work that trio does meanwhile
+                self._looking = self._may_look()
                 self._called = True
                 self._call_trio(self._deliver)
         self._call_trio(self._over.set)
@@ -101,9 +114,9 @@ class Poller:
             return
         self._called = False  # before looking, so that what comes from now on calls again
         self._empty()
-        if self._look is not None and self._crowded() and not self._finished:
+        self._end_burst()
+        if self._may_look():
             self._looking = self._called = True
-            self._in_vain = 0
             self._token.run_sync_soon(self._deliver)
 
     def _empty(self) -> None:
@@ -124,11 +137,17 @@ class Poller:
         if self._in_vain < _EMPTY_LOOKS and not self._finished:
             self._token.run_sync_soon(self._deliver)
             return
+        self._in_vain = 0
+        self._end_burst()
         self._looking = self._called = False
         self._rest.release()
         self._empty()  # what the thread has put there meanwhile
 
+    def _end_burst(self) -> None:
+        self._burst, self._handled = self._handled, 0
+
     def _handle(self, event: Event) -> None:
+        self._handled += 1
         if event.tag is None:
             return
         try:
