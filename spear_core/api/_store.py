@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,6 +14,7 @@ import trio
 
 from spear_core.api._plugin import PluginContext
 from spear_core.api._runtime import Capability
+from spear_core.errors import InvalidRequestError
 
 __all__ = [
     "OCTETS",
@@ -38,6 +40,9 @@ C = TypeVar("C")
 
 OCTETS = "application/octet-stream"
 """The content type of an object whose writer did not name one."""
+
+_PIPE = 1 << 20
+"""Bytes that a pipe holds at most, unless the administrator allows more (``man 7 pipe``)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -161,17 +166,31 @@ class ObjectView:
     """Read-only. It is released with the block: use after that is a ``ValueError``. What was made
     from it (a slice, an array) and still exists then keeps the memory, and goes on showing this
     version."""
-    fd: int | None = None
-    """A file, open for reading, that holds the value and nothing else, to be handed to another
-    process; closed with the block. ``None``: this store, or so small an object, has none."""
+    _fd: int | Callable[[], int | None] | None = attrs.field(default=None, alias="fd")
+    in_memory: bool = False
+    """Whether to read ``data`` never waits for a disk."""
+
+    @property
+    def fd(self) -> int | None:
+        """A file, open for reading, that holds the value and nothing else, to be handed to another
+        process; closed with the block. ``None``: this store, or so small an object, has none.
+
+        Ask only to hand it over, or where ``in_memory`` is false: a store may make it when it is
+        asked first (then ``fd`` was given as a function), and treat as lent what it belongs to.
+        """
+        return self._fd() if callable(self._fd) else self._fd
 
 
 class ObjectWriter(ABC):
     """A new version that is written piece by piece; made by :meth:`ObjectStore.create`.
 
     One task at a time uses it, else :exc:`trio.BusyResourceError`. After :meth:`commit`, or when
-    its block is over, both methods raise :exc:`trio.ClosedResourceError`.
+    its block is over, its methods raise :exc:`trio.ClosedResourceError`.
     """
+
+    prefers_pipe: bool = False
+    """Whether a large value comes cheaper through :meth:`write_from` than it could be put as a
+    :class:`SealedFile`."""
 
     @abstractmethod
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -182,6 +201,33 @@ class ObjectWriter(ABC):
         than the ``size`` that was announced. The writer is closed then, and when this is
         cancelled.
         """
+
+    async def write_from(self, pipe: int, size: int) -> None:
+        """Append the next ``size`` bytes (≥ 1) that come out of a pipe.
+
+        :param pipe: its end for reading, in an open file that nobody else has (another process
+            that shares it could make it blocking) and that does not block. It stays open; nothing
+            beyond those bytes is taken out of it.
+
+        **Raises** as :meth:`write`, without a look into the pipe where the limit is known
+        beforehand; and :exc:`~spear_core.errors.InvalidRequestError` when the pipe ends before.
+        The writer is not to be used after that, nor when this was cancelled. It waits for as long
+        as others have the pipe open for writing and write nothing.
+        """
+        room = memoryview(bytearray(min(size, _PIPE)))
+        left = size
+        while left:
+            await trio.lowlevel.wait_readable(pipe)
+            try:
+                count = os.readv(pipe, [room[:left]])
+            except BlockingIOError:
+                continue
+            if not count:
+                raise InvalidRequestError(
+                    f"size: the pipe ended after {size - left} of {size} bytes"
+                )
+            await self.write(room[:count])
+            left -= count
 
     @abstractmethod
     async def commit(self) -> ObjectStat:

@@ -18,6 +18,7 @@ __all__ = [
     "PutHead",
     "ReadHead",
     "TransactHead",
+    "WriteHead",
 ]
 
 
@@ -81,9 +82,17 @@ class TransactHead(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class HandleHead(msgspec.Struct, forbid_unknown_fields=True):
-    """Of ``write``, ``commit`` and ``close``."""
+    """Of ``commit`` and ``close``."""
 
     handle: str
+
+
+class WriteHead(msgspec.Struct, forbid_unknown_fields=True):
+    """Of ``write``."""
+
+    handle: str
+    size: int | None = None
+    """How many bytes come through the pipe that comes along."""
 
 
 class ReadHead(msgspec.Struct, forbid_unknown_fields=True):

@@ -33,6 +33,7 @@ from spear_core.api import (
     SealedFile,
 )
 from spear_core.builtins._call_payload import pack, unpack
+from spear_core.builtins._guest_pipes import open_guest_pipe, takes_pipes
 from spear_core.builtins._lent_files import LentFiles, open_lent_files
 from spear_core.builtins._object_heads import (
     DeleteHead,
@@ -43,10 +44,12 @@ from spear_core.builtins._object_heads import (
     PutHead,
     ReadHead,
     TransactHead,
+    WriteHead,
 )
-from spear_core.builtins._open_objects import OpenObjects
+from spear_core.builtins._open_objects import IDLE_S, OpenObjects
 from spear_core.errors import (
     InvalidRequestError,
+    ResourceExhaustedError,
     SpearError,
     StoreError,
     StoreFullError,
@@ -117,7 +120,7 @@ class _ObjectCall:
         head = self._head(OpenHead)
         async with self.objects.open(head.key, version=head.version) as view:
             size = view.stat.size
-            if self.caller.takes_fd and view.fd is not None and size > _INLINE:
+            if self.caller.takes_fd and size > _INLINE and view.fd is not None:
                 return HostcallValue(pack({"stat": view.stat}), await self.files.lend(view))
             if size > _MOST_IN_ONE:
                 return HostcallValue(pack({"stat": view.stat, "whole": False}))
@@ -159,18 +162,35 @@ class _ObjectCall:
             hashed=head.hashed,
             size=head.size,
         )
-        handle, _ = await self.opened.add(self.caller, _WRITER, opening)
+        handle, writer = await self.opened.add(self.caller, _WRITER, opening)
+        if self.caller.takes_fd and writer.prefers_pipe and takes_pipes():
+            return HostcallValue(pack({"handle": handle, "pipe": True}))
         return HostcallValue(pack({"handle": handle}))
 
     async def write(self) -> HostcallValue:
-        head, rest = self._unpack(HandleHead)
+        head, rest = self._unpack(WriteHead)
         try:
             async with self.opened.use(self.caller, head.handle, _WRITER) as writer:
-                await writer.write(rest)
-        except (StoreError, InvalidRequestError):
+                if self.caller.fd is None:
+                    await writer.write(rest)
+                else:
+                    await self._write_from(writer, self.caller.fd, head.size, rest)
+        except (StoreError, InvalidRequestError, ResourceExhaustedError):
             await self.opened.drop(self.caller, head.handle)  # it takes no more
             raise
         return HostcallValue(pack({}))
+
+    async def _write_from(
+        self, writer: ObjectWriter, fd: OwnedFd, size: int | None, rest: memoryview
+    ) -> None:
+        if len(rest) or size is None or size < 1:
+            raise InvalidRequestError("objects.write: a pipe has a size, and no bytes beside it")
+        with open_guest_pipe(fd) as pipe, trio.move_on_after(IDLE_S) as patience:
+            await writer.write_from(pipe, size)
+        if patience.cancelled_caught:
+            raise InvalidRequestError(
+                f"objects.write: {size} bytes did not come through the pipe in {IDLE_S:g} seconds"
+            )
 
     async def commit(self) -> HostcallValue:
         head = self._head(HandleHead)
@@ -298,7 +318,7 @@ def _check_memory(fd: OwnedFd) -> None:
 async def _piece(view: ObjectView, offset: int, length: int) -> bytes:
     """A copy of a part; in a thread where it may have to come from a disk."""
     data = view.data[offset : offset + length]
-    if view.fd is None or len(data) <= _INLINE:
+    if len(data) <= _INLINE:
         return bytes(data)
     return await trio.to_thread.run_sync(bytes, data)
 

@@ -237,9 +237,13 @@ class _ScopedWriter(ObjectWriter):
     def __init__(self, writer: ObjectWriter, named: Callable[[ObjectStat], ObjectStat]) -> None:
         self._writer = writer
         self._named = named
+        self.prefers_pipe = writer.prefers_pipe
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         await self._writer.write(data)
+
+    async def write_from(self, pipe: int, size: int) -> None:
+        await self._writer.write_from(pipe, size)
 
     async def commit(self) -> ObjectStat:
         return self._named(await self._writer.commit())

@@ -23,7 +23,9 @@ from spear_core.stores._checks import (
     version_gone,
 )
 from spear_core.stores._deadlines import Deadlines
+from spear_core.stores._hashing import hashed_beside
 from spear_core.stores._history import HistoryChannel, News
+from spear_core.stores._piping import PipeTaker
 from spear_core.stores._sealed import SEALS, check_sealed
 from spear_core.stores._versions import Picture, Versions
 from spear_core.stores._writing import PieceWriter
@@ -38,6 +40,7 @@ __all__ = [
     "News",
     "Picture",
     "PieceWriter",
+    "PipeTaker",
     "Versions",
     "check_holder",
     "check_limit",
@@ -49,6 +52,7 @@ __all__ = [
     "check_transaction",
     "check_ttl",
     "compare_holds",
+    "hashed_beside",
     "object_as_expected",
     "object_conflict",
     "past_revision",

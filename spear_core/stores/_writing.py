@@ -11,6 +11,7 @@ import trio
 
 from spear_core.api import ObjectStat, ObjectWriter
 from spear_core.errors import InvalidRequestError
+from spear_core.stores._piping import PipeTaker, take_all
 
 __all__ = ["PieceWriter"]
 
@@ -57,6 +58,11 @@ class PieceWriter(ObjectWriter):
         """Give up what is held: files, room. Nothing to do when it was published, or a second
         time."""
 
+    def _taker(self) -> PipeTaker | None:
+        """What takes a larger value out of a pipe, behind what was appended; ``None``: it is read
+        from the pipe and appended. Does not block for long."""
+        return None
+
     def close(self) -> None:
         """Neither write nor commit any more."""
         self._closed = True
@@ -66,17 +72,42 @@ class PieceWriter(ObjectWriter):
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         with self._used(), memoryview(data) as view, view.cast("B") as piece:
             await trio.lowlevel.checkpoint()
-            total = self._written + len(piece)
-            if self._announced is not None and total > self._announced:
-                raise InvalidRequestError(
-                    f"size: {self._announced} bytes were announced, and now there are {total}"
-                )
-            self._reserve(total)
-            self._written = total
+            self._count(len(piece))
             if len(self._pending) + len(piece) < _PIECE:
                 self._pending += piece
                 return
             await trio.to_thread.run_sync(self._put_away, piece, limiter=self._threads)
+
+    async def write_from(self, pipe: int, size: int) -> None:
+        if size < _PIECE:
+            await super().write_from(pipe, size)
+            return
+        with self._used():
+            await trio.lowlevel.checkpoint()
+            at = self._written
+            self._count(size)
+            if self._pending:
+                await trio.to_thread.run_sync(
+                    self._put_away, memoryview(b""), limiter=self._threads
+                )
+            taker = self._taker()
+            if taker is not None:
+                self._appended = True
+                await take_all(
+                    taker, pipe, at=at, size=size, digest=self._hash, threads=self._threads
+                )
+                return
+            self._written = at
+        await super().write_from(pipe, size)
+
+    def _count(self, more: int) -> None:
+        total = self._written + more
+        if self._announced is not None and total > self._announced:
+            raise InvalidRequestError(
+                f"size: {self._announced} bytes were announced, and now there are {total}"
+            )
+        self._reserve(total)
+        self._written = total
 
     async def commit(self) -> ObjectStat:
         with self._used():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from spear_core.api import ObjectStat, PutObject
-from spear_core.stores import PieceWriter
+from spear_core.stores import PieceWriter, PipeTaker
 
 from ._blobs import NewBlob
 from ._object_changes import Prepared
@@ -20,6 +20,8 @@ __all__ = ["Writer"]
 
 class Writer(PieceWriter):
     """Writes into a file; a small value goes into the record."""
+
+    prefers_pipe = True
 
     def __init__(self, store: LmdbObjectStore, operation: PutObject, size: int | None) -> None:
         super().__init__(
@@ -50,9 +52,15 @@ class Writer(PieceWriter):
             self._room += more
 
     def _append(self, piece: memoryview) -> None:
+        self._begun().append(piece)
+
+    def _taker(self) -> PipeTaker:
+        return self._begun()
+
+    def _begun(self) -> NewBlob:
         if self._blob is None:
             self._blob = self._store.blobs.begin()
-        self._blob.append(piece)
+        return self._blob
 
     async def _publish(self, size: int, digest: str, small: bytes | None) -> ObjectStat:
         if small is not None:

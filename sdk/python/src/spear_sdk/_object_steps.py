@@ -1,7 +1,7 @@
 """What each use of objects asks of the node, written once for sync and async code.
 
 Each function here is a generator: it yields a hostcall (name, payload, file descriptor or None), is
-sent the answer (payload, descriptor or None), and returns what its caller wants.
+sent the answer (payload, descriptor or None) or has it raised, and returns what its caller wants.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 
+from spear_sdk._errors import HostcallError
 from spear_sdk._stored import InlineObject, ObjectStat, StoredObject, mapped
 
 TYPE_CHECKING = False
@@ -40,6 +41,10 @@ __all__ = [
 
 INLINE = 64 << 10
 """Up to this size a value goes in the frame itself, which is quicker than a file."""
+PIPED = 8 << 20
+"""From this size on it goes through a pipe, where the node's store would rather have it so."""
+_PIPED_AT_ONCE = 64 << 20
+"""The node waits a minute for what it was told would come."""
 MOST_IN_ONE = 4 << 20
 """A larger value that cannot go as a file goes piece by piece."""
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -98,6 +103,10 @@ def put(key: str, data: object, *, passes_fds: bool, **options: Any) -> Steps[Ob
     view = bytes_of(data)
     head = _written(key, **options)
     size = len(view)
+    if passes_fds and size >= PIPED:
+        stat = yield from _put_through_pipes(head | {"size": size}, view)
+        if stat is not None:
+            return stat
     if passes_fds and size > INLINE:
         fd = _sealed(view)
         try:
@@ -110,6 +119,32 @@ def put(key: str, data: object, *, passes_fds: bool, **options: Any) -> Steps[Ob
     handle = split((yield "objects.create", join(head | {"size": size}), None)[0])[0]
     for at in range(0, size, MOST_IN_ONE):
         yield "objects.write", join(handle, view[at : at + MOST_IN_ONE]), None
+    return _stat((yield "objects.commit", join(handle), None))
+
+
+def _put_through_pipes(head: dict[str, Any], view: memoryview) -> Steps[ObjectStat | None]:
+    """Write it piece by piece. None if it is to be put at once, by another way: for the sake
+    of the store, of an older node, or of this process's limits."""
+    from spear_sdk._pipes import Feeding
+
+    try:
+        answer, _ = yield "objects.create", join(head), None
+    except HostcallError as error:
+        if error.name != "ResourceExhaustedError":
+            raise
+        return None  # this task has as many objects open as it may
+    created = split(answer)[0]
+    handle = {"handle": created["handle"]}
+    try:
+        if not created.get("pipe"):
+            raise OSError(errno.ENOSYS, "not through a pipe")
+        for at in range(0, len(view), _PIPED_AT_ONCE):
+            piece = view[at : at + _PIPED_AT_ONCE]
+            with Feeding(piece) as feeding:
+                yield "objects.write", join(handle | {"size": len(piece)}), feeding.pipe
+    except (OSError, RuntimeError):
+        yield "objects.close", join(handle), None
+        return None
     return _stat((yield "objects.commit", join(handle), None))
 
 

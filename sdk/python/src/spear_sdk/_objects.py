@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spear_sdk import _object_steps as steps
+from spear_sdk._errors import HostcallError
 from spear_sdk._object_files import ObjectReader, ObjectWriter
 from spear_sdk._object_steps import Check, Delete, Put
 
@@ -183,12 +184,17 @@ class Objects:
 
     def _run(self, asking: Steps[T]) -> T:
         context = self._context
+        tell: Any = asking.send
         answer: Any = None
         try:
             while True:
-                name, payload, fd = asking.send(answer)
+                name, payload, fd = tell(answer)
                 context.raise_if_cancelled()
-                answer = context._host.exchange(context, name, payload, fd)
+                try:
+                    answer = context._host.exchange(context, name, payload, fd)
+                    tell = asking.send
+                except HostcallError as error:
+                    tell, answer = asking.throw, error
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         finally:
@@ -196,12 +202,17 @@ class Objects:
 
     async def _arun(self, asking: Steps[T]) -> T:
         context = self._context
+        tell: Any = asking.send
         answer: Any = None
         try:
             while True:
-                name, payload, fd = asking.send(answer)
+                name, payload, fd = tell(answer)
                 context.raise_if_cancelled()
-                answer = await context._host.aexchange(context, name, payload, fd)
+                try:
+                    answer = await context._host.aexchange(context, name, payload, fd)
+                    tell = asking.send
+                except HostcallError as error:
+                    tell, answer = asking.throw, error
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         finally:
