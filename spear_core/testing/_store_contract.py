@@ -35,12 +35,13 @@ from spear_core.errors import (
 )
 from spear_core.testing._fakes import make_context
 from spear_core.testing._promise import promise
+from spear_core.testing._store_reopened import StoreReopened
 from spear_core.testing._store_versions import StoreVersions
 
 __all__ = ["ObjectStoreContract"]
 
 
-class ObjectStoreContract(StoreVersions):
+class ObjectStoreContract(StoreVersions, StoreReopened):
     """What every object store promises. Subclass it and set :attr:`spec`::
 
     class TestDisk(ObjectStoreContract):
@@ -55,7 +56,8 @@ class ObjectStoreContract(StoreVersions):
     small_config: ClassVar[Any] = None
     """A configuration with a limit of about 100,000 bytes; ``None``: the limit is not tested."""
     durable: ClassVar[bool] = False
-    """Whether objects are still there when the store is opened again on the same directory."""
+    """Whether objects are still there when the store is opened again on the same directory; so for
+    one that declares ``Capability.DURABLE``."""
     shortest: float = 1.0
     """Seconds to live, or to be silent: so many that a busy machine does not stand still for
     them."""
@@ -630,35 +632,6 @@ class ObjectStoreContract(StoreVersions):
             await store.put("k", mine)
             mine[:] = b"after!"
             assert (await store.get("k"))[1] == b"before"
-
-    @promise
-    async def test_durable_store_keeps_everything(self, tmp_path: Path) -> None:
-        """Opened again on the same directory, a durable store has objects, versions, references
-        and pins as they were."""
-        if not self.durable:
-            pytest.skip("durable is not set: this store forgets")
-        async with self.open_store(tmp_path) as store:
-            await store.put("k", b"value")
-            await store.add_ref("k")
-            stat = await store.pin("k")
-            await store.put("gone", b"")
-            await store.delete("gone")
-            large = await store.put("large", b"x" * 1_000_000)
-            await store.put("dying", b"", ttl=self.shortest)
-            await store.put("held", b"")
-            await store.add_ref("held", holder="silent")
-            await store.keep_alive("silent", self.shortest)
-            revision = (await store.list()).revision
-        async with self.open_store(tmp_path) as store:
-            assert await store.get("k") == (stat, b"value")
-            assert (await store.put("gone", b"")).version == 2
-            assert await store.get("large") == (large, b"x" * 1_000_000)
-            assert (await store.stat("gone")).revision > revision
-            async with store.watch() as watch:
-                gone = set()
-                while any(s.key in ("dying", "held") for s in (await store.list()).objects):
-                    gone |= {key for key, _ in _shown(await watch.receive())}
-            assert gone <= {"dying", "held"}
 
 
 def _shown(changes: ObjectChanges) -> list[tuple[str, int | None]]:

@@ -84,6 +84,11 @@ def test_sound_implementation_passes(name: str, outcomes: dict[tuple[str, str], 
     assert [test for test, outcome in results.items() if outcome == "failed"] == []
 
 
+def test_every_mutant_has_a_name_of_its_own() -> None:
+    """Else one of two would stand for both."""
+    assert sorted(name for name, _, _ in _planted()) == sorted(MUTANTS)
+
+
 def test_document_lists_every_mutant() -> None:
     text = DOCUMENT.read_text()
     listed = text.partition(BEGIN)[2].partition(END)[0]

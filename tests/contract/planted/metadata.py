@@ -426,7 +426,7 @@ class TestLastsUnseen(MetadataMutant):
     spec = lasting_spec(Lasting)
 
 
-class TestForgetsVersions(LastingMutant):
+class TestForgetsVersionsOfKeys(LastingMutant):
     """A metadata store whose keys have version 1 when it is opened again."""
 
     caught_by = "test_reopened_store_has_every_record"

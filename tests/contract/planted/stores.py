@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
 from spear_core.api import (
+    Capability,
     ObjectChange,
     ObjectChanges,
     ObjectOperation,
@@ -27,6 +29,7 @@ from spear_core.api import (
     PluginContext,
     PutObject,
     SealedFile,
+    StoreUsage,
 )
 from spear_core.builtins.memory_store import MemoryObjectStore, MemoryStoreConfig
 from spear_core.errors import (
@@ -57,9 +60,71 @@ def store_spec(cls: type[MemoryObjectStore]) -> ObjectStoreSpec[MemoryStoreConfi
     return ObjectStoreSpec(name="toy", open=open_toy, config_cls=MemoryStoreConfig)
 
 
+class Lasting(MemoryObjectStore):
+    """Lasts longer than the block that opened it, as on a disk."""
+
+    opened_again = False
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.silences: dict[str, float] = {}
+
+    async def keep_alive(self, holder: str, ttl: float) -> None:
+        await super().keep_alive(holder, ttl)
+        self.silences[holder] = ttl
+
+    async def reopen(self) -> None:
+        self.opened_again = True
+        for holder, ttl in self.silences.items():
+            await self.keep_alive(holder, ttl)
+
+    async def work(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.collect_expired)
+            nursery.start_soon(self.release_silent)
+
+
+def lasting_spec(cls: type[Lasting], *, always: bool = True) -> ObjectStoreSpec[MemoryStoreConfig]:
+    """Stores of one directory are one store.
+
+    :param always: also when the block ended with an exception.
+    """
+    opened: dict[Path, Lasting] = {}
+
+    @asynccontextmanager
+    async def open_toy(
+        context: PluginContext, config: MemoryStoreConfig
+    ) -> AsyncGenerator[ObjectStore, None]:
+        where = context.state_dir
+        if (store := opened.pop(where, None)) is not None:
+            await store.reopen()
+        else:
+            store = cls(max_bytes=config.memory_store_bytes)
+        if always:
+            opened[where] = store
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.work)
+            yield store
+            nursery.cancel_scope.cancel()
+        opened[where] = store
+
+    return ObjectStoreSpec(
+        name="toy",
+        open=open_toy,
+        config_cls=MemoryStoreConfig,
+        capabilities=frozenset({Capability.DURABLE}),
+    )
+
+
+class LastingMutant(ObjectStoreContract):
+    durable = True
+    shortest = 0.2
+
+
 class TestSoundStore(ObjectStoreContract):
-    spec = store_spec(MemoryObjectStore)
+    spec = lasting_spec(Lasting)
     small_config = MemoryStoreConfig(memory_store_bytes=100_000)
+    durable = True
 
 
 class TestIgnoresExpect(StoreMutant):
@@ -603,3 +668,171 @@ class TestBorrowsTheDescriptor(StoreMutant):
             return await super().put(key, value, **rest)
 
     spec = store_spec(Planted)
+
+
+class TestObjectsLastUnsaid(StoreMutant):
+    """An object store that lasts and does not declare DURABLE."""
+
+    caught_by = "test_durable_is_declared"
+    durable = True
+    spec = store_spec(Lasting)
+
+
+class TestObjectsLastUnseen(StoreMutant):
+    """An object store that declares DURABLE and does not let it be tested."""
+
+    caught_by = "test_durable_is_declared"
+    spec = lasting_spec(Lasting)
+
+
+class TestForgetsPins(LastingMutant):
+    """A store whose pins are gone when it is opened again."""
+
+    caught_by = "test_reopened_store_has_every_object"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            for stat in (await self.list()).objects:
+                if stat.pinned and stat.refs:
+                    await self.unpin(stat.key)
+
+    spec = lasting_spec(Planted)
+
+
+class TestForgetsWhoHolds(LastingMutant):
+    """A store that knows how many references there are when it is opened again, and not whose."""
+
+    caught_by = "test_reopened_store_has_every_object"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            for stat in (await self.list()).objects:
+                for holder in await self.holders(stat.key):
+                    for _ in range(holder.refs):
+                        await self.add_ref(stat.key)
+                        await self.remove_ref(stat.key, holder=holder.name)
+            await super().reopen()
+
+    spec = lasting_spec(Planted)
+
+
+class TestLosesLargeValues(LastingMutant):
+    """A store whose large values are empty files when it is opened again."""
+
+    caught_by = "test_reopened_store_has_every_object"
+
+    class Planted(Lasting):
+        async def get(self, key: str, *, version: int | None = None) -> tuple[ObjectStat, bytes]:
+            stat, value = await super().get(key, version=version)
+            lost = self.opened_again and stat.size > 65_536
+            return stat, bytes(stat.size) if lost else value
+
+    spec = lasting_spec(Planted)
+
+
+class TestForgetsVersionsOfDeleted(LastingMutant):
+    """A store that begins at version 1 with what was deleted before it was opened."""
+
+    caught_by = "test_reopened_store_counts_on"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            self._last_versions.clear()
+
+    spec = lasting_spec(Planted)
+
+
+class TestForgetsHashes(LastingMutant):
+    """A store that knows versions when it is opened again, but no content hashes."""
+
+    caught_by = "test_reopened_store_counts_on"
+
+    class Planted(Lasting):
+        async def put(self, key: str, value: Any, **settings: Any) -> ObjectStat:
+            if self.opened_again and isinstance(settings.get("expect"), str):
+                current = (await self.stat(key)).version
+                raise ObjectConflictError("it has no hash", current=current)
+            return await super().put(key, value, **settings)
+
+    spec = lasting_spec(Planted)
+
+
+class TestObjectsWrittenWhenItIsClosed(LastingMutant):
+    """A store that is on the disk only when its block has ended well."""
+
+    caught_by = "test_reopened_store_has_what_was_returned"
+    spec = lasting_spec(Lasting, always=False)
+
+
+class TestKeepsRoomForTheUnfinished(LastingMutant):
+    """A store in which what was being written when it ended takes room for ever."""
+
+    caught_by = "test_reopened_store_has_what_was_returned"
+
+    class Planted(Lasting):
+        unfinished = 0
+
+        @asynccontextmanager
+        async def create(self, key: str, **settings: Any) -> AsyncGenerator[ObjectWriter, None]:
+            try:
+                async with super().create(key, **settings) as writer:
+                    yield writer
+            except BaseException:
+                self.unfinished += 1_000_000
+                raise
+
+        async def usage(self) -> StoreUsage:
+            usage = await super().usage()
+            return attrs.evolve(usage, bytes=usage.bytes + self.unfinished)
+
+    spec = lasting_spec(Planted)
+
+
+class TestWatchBeginsAnew(LastingMutant):
+    """A store whose watches of before begin in the present when it is opened again."""
+
+    caught_by = "test_reopened_watch_has_no_gap"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await super().reopen()
+            self.opened_at = (await self.list()).revision
+
+        @asynccontextmanager
+        async def watch(
+            self, prefix: str = "", *, start_revision: int | None = None
+        ) -> AsyncGenerator[trio.abc.ReceiveChannel[ObjectChanges], None]:
+            if self.opened_again and start_revision is not None:
+                start_revision = max(start_revision, self.opened_at + 1)
+            async with super().watch(prefix, start_revision=start_revision) as watch:
+                yield watch
+
+    spec = lasting_spec(Planted)
+
+
+class TestCollectsNothingOfBefore(LastingMutant):
+    """A store that has forgotten what is due when it is opened again."""
+
+    caught_by = "test_reopened_store_collects"
+    patience = 3.0
+
+    class Planted(Lasting):
+        async def work(self) -> None:
+            if not self.opened_again:
+                await super().work()
+
+    spec = lasting_spec(Planted)
+
+
+class TestHoldersFallSilentWhileItIsClosed(LastingMutant):
+    """A store that counts the time it was closed as a holder's silence."""
+
+    caught_by = "test_reopened_store_collects"
+
+    class Planted(Lasting):
+        async def reopen(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+    spec = lasting_spec(Planted)
