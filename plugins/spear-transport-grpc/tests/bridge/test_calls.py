@@ -64,6 +64,7 @@ async def test_many_calls_cancelled_at_once(opened) -> None:
         assert await pair.channel.call("/t/Echo", b"still") == b"still"
 
 
+@pytest.mark.alone
 async def test_the_deadline_travels_and_both_sides_keep_it(opened) -> None:
     async with opened() as pair:
         with trio.move_on_after(0.4) as scope:

@@ -114,6 +114,8 @@ class Poller:
             return
         self._called = False  # before looking, so that what comes from now on calls again
         self._empty()
+        if self._look is not None and not self._finished:
+            self._take_complete()  # what was just begun often is, at once
         self._end_burst()
         if self._may_look():
             self._looking = self._called = True
@@ -125,15 +127,7 @@ class Poller:
 
     def _look_around(self) -> None:
         """Take what there is, without waiting, and come again after a turn of the other tasks."""
-        assert self._look is not None
-        timeout = cygrpc.CompletionType.queue_timeout
-        for count in range(_MOST_AT_ONCE):
-            event = self._look()
-            if event.completion_type == timeout:
-                self._in_vain = 0 if count else self._in_vain + 1
-                break
-            self._handle(event)
-            self._finished = self._finished or self._last(event)
+        self._in_vain = 0 if self._take_complete() else self._in_vain + 1
         if self._in_vain < _EMPTY_LOOKS and not self._finished:
             self._token.run_sync_soon(self._deliver)
             return
@@ -142,6 +136,17 @@ class Poller:
         self._looking = self._called = False
         self._rest.release()
         self._empty()  # what the thread has put there meanwhile
+
+    def _take_complete(self) -> int:
+        """Handle what is complete, without waiting; how much that was."""
+        assert self._look is not None
+        for count in range(_MOST_AT_ONCE):
+            event = self._look()
+            if event.completion_type == cygrpc.CompletionType.queue_timeout:
+                return count
+            self._handle(event)
+            self._finished = self._finished or self._last(event)
+        return _MOST_AT_ONCE
 
     def _end_burst(self) -> None:
         self._burst, self._handled = self._handled, 0
