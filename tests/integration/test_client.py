@@ -96,10 +96,17 @@ async def test_a_submitted_task_is_waited_for_watched_and_cancelled(node: Any) -
 async def test_cancelling_a_call_cancels_its_task(node: Any) -> None:
     async with connect(node.url) as client:
         await _deploy(client)
-        with trio.move_on_after(0.5):
-            await client.invoke("f:nap", "60", context={"who": "cancelled-one"})
-        newest = (await client.tasks(limit=1))[0]
-        assert (await client.task(newest.task_id)._ask(wait=True)).state is TaskState.CANCELLED
+        before = {task.task_id for task in await client.tasks()}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.invoke, "f:nap", "60")
+            made: set[str] = set()
+            with trio.fail_after(10):
+                while not made:  # no message tells of a task that another call made
+                    await trio.sleep(0.01)
+                    made = {task.task_id for task in await client.tasks()} - before
+            nursery.cancel_scope.cancel()
+        (task_id,) = made
+        assert (await client.task(task_id)._ask(wait=True)).state is TaskState.CANCELLED
 
 
 async def test_a_node_that_went_away_and_came_back(
