@@ -185,12 +185,27 @@ class _ObjectCall:
     ) -> None:
         if len(rest) or size is None or size < 1:
             raise InvalidRequestError("objects.write: a pipe has a size, and no bytes beside it")
+        failed: SpearError | None = None
         with open_guest_pipe(fd) as pipe, trio.move_on_after(IDLE_S) as patience:
-            await writer.write_from(pipe, size)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_at_end, patience)
+                try:
+                    await writer.write_from(pipe, size)
+                except SpearError as exc:
+                    failed = exc
+                nursery.cancel_scope.cancel()
         if patience.cancelled_caught:
             raise InvalidRequestError(
-                f"objects.write: {size} bytes did not come through the pipe in {IDLE_S:g} seconds"
+                f"objects.write: {size} bytes did not come through the pipe in {IDLE_S:g} "
+                f"seconds, or before the task ended"
             )
+        if failed is not None:
+            raise failed
+
+    async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
+        """A call may outlive its execution, for as long as the guest's process lives."""
+        await (self.caller.wait_ended or trio.sleep_forever)()
+        scope.cancel()
 
     async def commit(self) -> HostcallValue:
         head = self._head(HandleHead)
