@@ -79,6 +79,29 @@ async def test_answers_that_are_ready_together_go_together(
     assert max(together) > 1
 
 
+async def test_a_peer_that_asks_much_at_a_time_lets_others_run(open_sides: OpenSides) -> None:
+    """A bystander sees few requests begin between two of its own steps."""
+    began = 0
+
+    async def handle(call: Call) -> Reply:
+        nonlocal began
+        began += 1
+        return Reply()
+
+    async def ask(session: Session) -> None:
+        await session.request("ask")
+
+    async with open_sides(handle) as sides, trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(ask, sides.client)
+        seen, most = 0, 0
+        while began < 100:
+            await trio.lowlevel.checkpoint()
+            most, seen = max(most, began - seen), began
+    # It may be the first to run in one pass of the scheduler and the last in the next.
+    assert 1 < most <= 16
+
+
 async def test_an_answer_does_not_wait_for_those_that_take_longer(open_sides: OpenSides) -> None:
     """Whichever of them trio schedules first."""
     quick_answered = trio.Event()
