@@ -63,7 +63,7 @@ from spear_transport_grpc._protos.spear.v1 import (
 __all__ = ["MESSAGES", "Converter", "converter"]
 
 V = TypeVar("V")
-Step = Callable[[Any], Any]
+Step = Callable[..., Any]
 
 MESSAGES: Mapping[type[Any], type[Message]] = {
     ArtifactDetails: artifact_pb2.ArtifactDetails,
@@ -103,11 +103,22 @@ _BY_HAND = {(TaskInfo, "result")}
 """Fields whose message says more than the value (``_task.py``)."""
 
 
+class _Shape(enum.Enum):
+    """How a field takes what it is given."""
+
+    ONE = enum.auto()
+    MESSAGE = enum.auto()
+    MANY = enum.auto()
+    MESSAGES = enum.auto()
+    MAPPING = enum.auto()
+
+
 @attrs.frozen
 class _Field:
     name: str
+    shape: _Shape
     encode: Step | None
-    """``None``: as it is."""
+    """Of one item; ``None``: as it is. Of a message it fills one: ``encode(message, value)``."""
     decode: Step | None
     presence: bool
     may_be_none: bool
@@ -117,29 +128,33 @@ class _Field:
 
 
 class Converter(Generic[V]):
-    """One class of values and its message."""
+    """One class of values and its message.
+
+    Every call passes here twice, so what is known of the class beforehand is compiled into two
+    functions, one for each way, as attrs does for ``__init__``.
+    """
 
     def __init__(self, cls: type[V]) -> None:
         self._cls = cls
         self._message = MESSAGES[cls]
         hints = typing.get_type_hints(cls)
-        fields = attrs.fields(cls)  # type: ignore[arg-type]  # every key of MESSAGES is attrs
-        self._fields = tuple(
+        fields = tuple(
             self._field(field, hints[field.name])
-            for field in fields
+            for field in attrs.fields(cls)  # type: ignore[arg-type]  # every key of MESSAGES is attrs
             if (cls, field.name) not in _BY_HAND
         )
-        # as plain tuples: every call passes here twice
-        self._encoding = [(f.name, f.encode, f.presence, f.default) for f in self._fields]
+        self.fill: Callable[[Any, V], None] = _compiled(cls, "fill", _fill_lines, fields)
+        """``fill(message, value)``: say in the message what the value is."""
+        self.fields: Callable[[Any], dict[str, Any]] = _compiled(
+            cls, "fields", _fields_lines, fields
+        )
+        """What a message says, by the value's names."""
 
     def encode(self, value: V, **more: Any) -> Any:
         """The value as a message, with ``more`` of its fields."""
-        for name, encode, presence, default in self._encoding:
-            item = getattr(value, name)
-            if item is None or item is default or (item == default and not presence):
-                continue
-            more[name] = item if encode is None else encode(item)
-        return self._message(**more)
+        message = self._message(**more)
+        self.fill(message, value)
+        return message
 
     def decode(self, message: Any, **more: Any) -> V:
         """The message as a value; ``more`` are fields that are known already.
@@ -151,32 +166,64 @@ class Converter(Generic[V]):
         except (ValueError, TypeError) as error:
             raise InvalidRequestError(f"{self._message.__name__}: {error}") from error
 
-    def fields(self, message: Any) -> dict[str, Any]:
-        """What the message says, by the value's names."""
-        found: dict[str, Any] = {}
-        for field in self._fields:
-            name = field.name
-            if field.presence:
-                if not message.HasField(name):
-                    if field.may_be_none:
-                        found[name] = None
-                    continue
-                item = getattr(message, name)
-            else:
-                item = getattr(message, name)
-                if not item and field.default is not attrs.NOTHING:
-                    continue
-            found[name] = item if field.decode is None else field.decode(item)
-        return found
-
     def _field(self, field: attrs.Attribute[Any], hint: Any) -> _Field:
         descriptor = self._message.DESCRIPTOR.fields_by_name[field.name]
-        encode, decode = _steps(_not_none(hint), descriptor)
+        shape, encode, decode = _steps(_not_none(hint), descriptor)
         default: Any = field.default
         if hasattr(default, "factory"):
             default = default.factory()
         may_be_none = default is attrs.NOTHING and _not_none(hint) is not hint
-        return _Field(field.name, encode, decode, descriptor.has_presence, may_be_none, default)
+        presence = descriptor.has_presence
+        return _Field(field.name, shape, encode, decode, presence, may_be_none, default)
+
+
+def _compiled(
+    cls: type[Any],
+    name: str,
+    lines: Callable[[int, _Field], list[str]],
+    fields: tuple[_Field, ...],
+) -> Callable[..., Any]:
+    """A function of these lines, in which ``encode3`` is the third field's, and so on."""
+    source = [f"def {name}(message, value=None):", "    found = {}"]
+    names: dict[str, Any] = {}
+    for index, field in enumerate(fields):
+        names[f"encode{index}"], names[f"decode{index}"] = field.encode, field.decode
+        names[f"default{index}"] = field.default
+        source += [f"    {line}" for line in lines(index, field)]
+    source.append("    return found")
+    exec(compile("\n".join(source), f"<{name} of {cls.__name__}>", "exec"), names)
+    compiled: Callable[..., Any] = names[name]
+    return compiled
+
+
+def _fill_lines(index: int, field: _Field) -> list[str]:
+    place, encode = f"message.{field.name}", f"encode{index}"
+    one = "item" if field.encode is None else f"{encode}(item)"
+    each = "item" if field.encode is None else f"[{encode}(each) for each in item]"
+    steps = {
+        _Shape.ONE: [f"{place} = {one}"],
+        _Shape.MESSAGE: [f"{place}.SetInParent()", f"{encode}({place}, item)"],
+        _Shape.MANY: [f"{place}.extend({each})"],
+        _Shape.MESSAGES: ["for each in item:", f"    {encode}({place}.add(), each)"],
+        _Shape.MAPPING: [f"{place}.update(item)"],
+    }[field.shape]
+    test = f"item is not None and item is not default{index}"
+    if not field.presence:
+        test += f" and item != default{index}"
+    return [f"item = value.{field.name}", f"if {test}:", *[f"    {step}" for step in steps]]
+
+
+def _fields_lines(index: int, field: _Field) -> list[str]:
+    item, key = f"message.{field.name}", f"found[{field.name!r}]"
+    found = item if field.decode is None else f"decode{index}({item})"
+    if field.presence:
+        lines = [f"if message.HasField({field.name!r}):", f"    {key} = {found}"]
+        if field.may_be_none:
+            lines += ["else:", f"    {key} = None"]
+        return lines
+    if field.default is attrs.NOTHING:
+        return [f"{key} = {found}"]
+    return [f"if {item}:", f"    {key} = {found}"]
 
 
 _converters: dict[type[Any], Converter[Any]] = {}
@@ -196,26 +243,25 @@ def _not_none(hint: Any) -> Any:
     return hint
 
 
-def _steps(hint: Any, descriptor: Any) -> tuple[Step | None, Step | None]:
+def _steps(hint: Any, descriptor: Any) -> tuple[_Shape, Step | None, Step | None]:
     """How one value of this type becomes part of a message, and back."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and typing.get_origin(arguments[0]) is tuple:
-        return dict, lambda found: tuple(sorted(found.items()))
+        return _Shape.MAPPING, None, lambda found: tuple(sorted(found.items()))
     if origin is tuple:
-        encode, decode = _steps(arguments[0], descriptor)
-        if encode is None or decode is None:
-            return list, tuple
-        return (lambda items: [*map(encode, items)], lambda found: tuple(map(decode, found)))
+        shape, encode, decode = _steps(arguments[0], descriptor)
+        many = _Shape.MESSAGES if shape is _Shape.MESSAGE else _Shape.MANY
+        if decode is None:
+            return many, encode, tuple
+        return many, encode, lambda found: tuple(map(decode, found))
     if origin is not None and issubclass(origin, Mapping):
-        return dict, dict
+        return _Shape.MAPPING, None, dict
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _enum_steps(hint, descriptor.enum_type)
+        return (_Shape.ONE, *_enum_steps(hint, descriptor.enum_type))
     if hint in MESSAGES:
         nested = converter(hint)
-        return nested.encode, nested.decode
-    if hint is float:
-        return None, float
-    return None, None
+        return _Shape.MESSAGE, nested.fill, nested.decode
+    return _Shape.ONE, None, float if hint is float else None
 
 
 def _enum_steps(cls: type[enum.Enum], descriptor: Any) -> tuple[Step, Step]:

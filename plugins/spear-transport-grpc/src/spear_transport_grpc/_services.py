@@ -111,10 +111,8 @@ class NodeServices:
                 changes["timeout_s"] = max(0.001, left)
         if self._certificates and (caller := caller_of(call)):
             changes["caller"] = caller
-        if not request.trace:
-            for key, value in call.metadata():
-                if key == "traceparent" and isinstance(value, str):
-                    changes["trace"] = value
+        if not request.trace and (trace := call.header("traceparent")):
+            changes["trace"] = trace
         return attrs.evolve(request, **changes) if changes else request
 
     async def _invoke(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
-
-import attrs
 
 from spear_core.api import InvokeResponse, TaskInfo, TaskResult, TaskState
 from spear_transport_grpc._convert import converter
@@ -12,66 +11,62 @@ from spear_transport_grpc._protos.spear.v1 import common_pb2, function_pb2
 
 __all__ = ["response_from_message", "response_to_message", "task_from_message", "task_to_message"]
 
-_NUMBERS = {state: common_pb2.TaskState.Value(f"TASK_STATE_{state.name}") for state in TaskState}
+_NUMBERS: Mapping[TaskState, Any] = {
+    state: common_pb2.TaskState.Value(f"TASK_STATE_{state.name}") for state in TaskState
+}
+_FINAL = frozenset(number for state, number in _NUMBERS.items() if state.is_final)
 
 
 def task_to_message(task: TaskInfo) -> common_pb2.Task:
     """A task with its result, if it has one."""
-    if task.result is None:
-        return _bare(task)
-    return _bare(task, result=_result(task, task.result))
+    message: common_pb2.Task = converter(TaskInfo).encode(task)
+    if task.result is not None:
+        _fill_result(message.result, task)
+    return message
 
 
 def task_from_message(message: common_pb2.Task) -> TaskInfo:
     """The inverse of :func:`task_to_message`."""
-    result = None
-    if message.HasField("result"):
-        result = converter(TaskResult).decode(message.result)
-    return converter(TaskInfo).decode(message, result=result)
+    return _task(message, message.result if message.HasField("result") else None)
 
 
 def response_to_message(response: InvokeResponse) -> function_pb2.InvokeFunctionResponse:
     """The answer to a call: the result once, beside its task."""
     task = response.task
-    return function_pb2.InvokeFunctionResponse(
+    message = function_pb2.InvokeFunctionResponse(
         success=response.success,
         message=response.message,
         execution_id=task.execution_id,
         task_id=task.task_id,
-        result=_result(task, task.result),
         status_endpoint=response.status_endpoint,
         estimated_completion_ms=response.estimated_completion_ms,
-        task=_bare(task),
     )
+    _fill_result(message.result, task)
+    converter(TaskInfo).fill(message.task, task)
+    return message
 
 
 def response_from_message(message: function_pb2.InvokeFunctionResponse) -> InvokeResponse:
     """The inverse of :func:`response_to_message`."""
-    task = task_from_message(message.task)
-    if task.state.is_final:
-        task = attrs.evolve(task, result=converter(TaskResult).decode(message.result))
     return InvokeResponse(
         success=message.success,
         message=message.message,
-        task=task,
+        task=_task(message.task, message.result if message.task.state in _FINAL else None),
         status_endpoint=message.status_endpoint,
         estimated_completion_ms=message.estimated_completion_ms,
     )
 
 
-def _bare(task: TaskInfo, **more: Any) -> common_pb2.Task:
-    message: common_pb2.Task = converter(TaskInfo).encode(task, **more)
-    return message
+def _task(message: common_pb2.Task, result: common_pb2.ExecutionResult | None) -> TaskInfo:
+    decoded = None if result is None else converter(TaskResult).decode(result)
+    return converter(TaskInfo).decode(message, result=decoded)
 
 
-def _result(task: TaskInfo, result: TaskResult | None) -> common_pb2.ExecutionResult:
-    message: common_pb2.ExecutionResult = converter(TaskResult).encode(
-        result or _NOTHING_YET,
-        status=_NUMBERS[task.state],
-        started_at=task.started_at or 0.0,
-        completed_at=task.completed_at or 0.0,
-    )
-    return message
+def _fill_result(message: common_pb2.ExecutionResult, task: TaskInfo) -> None:
+    message.status = _NUMBERS[task.state]
+    message.started_at = task.started_at or 0.0
+    message.completed_at = task.completed_at or 0.0
+    converter(TaskResult).fill(message, task.result or _NOTHING_YET)
 
 
 _NOTHING_YET = TaskResult(attempt=0)

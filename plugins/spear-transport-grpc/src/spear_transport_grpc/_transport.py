@@ -186,8 +186,7 @@ class GrpcTransport(Transport):
             raise ChannelError(str(error)) from error
 
     async def _take(self, call: ServerCall) -> None:
-        name = next((value for key, value in call.metadata() if key == _NAME), "")
-        listener = self._listeners.get(str(name))
+        listener = self._listeners.get(call.header(_NAME))
         if listener is None:
             raise RpcError(StatusCode.NOT_FOUND, "nobody listens there")
         channel = GrpcChannel(HandlerPath(call), max_message=self._config.max_message_bytes)

@@ -85,9 +85,12 @@ class ServerCall:
         """The client's address, as gRPC writes it: ``ipv4:127.0.0.1:40123``, ``unix:``."""
         return str(self._call.peer().decode())
 
-    def metadata(self) -> Metadata:
-        """What the client sent with the call."""
-        return tuple((key, value) for key, value in self._metadata)
+    def header(self, name: str) -> str:
+        """The text of this name that the client sent with the call; empty: it sent none."""
+        for key, value in self._metadata:
+            if key == name and isinstance(value, str):
+                return value
+        return ""
 
     def identity(self) -> dict[str, list[bytes]]:
         """What the client's certificate says about it; empty without one."""
