@@ -16,6 +16,8 @@ from spear_core.errors import ResourceExhaustedError, StoreError
 __all__ = ["LentFiles", "open_lent_files"]
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+_F_SEAL_FUTURE_WRITE = 0x10
+"""Nobody can write but by a mapping that existed before: the store's, which then does not."""
 
 
 class LentFiles:
@@ -56,9 +58,12 @@ def _out_of_descriptors(view: ObjectView) -> Generator[None]:
 
 def _is_sealed(fd: int) -> bool:
     try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:  # no memory at all
         return False
+    if seals & _F_SEAL_FUTURE_WRITE:
+        seals |= fcntl.F_SEAL_WRITE
+    return seals & _SEALS == _SEALS
 
 
 def _sealed_copy(fd: int, size: int) -> int:

@@ -1,82 +1,90 @@
-"""Values of the memory store: small ones are bytes, large ones are sealed memory."""
+"""Values of the memory store: small ones are bytes, large ones are in memory with a descriptor."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 
 import attrs
-import trio
 
 from spear_core.api import ObjectStat, SealedFile
-from spear_core.stores import SEALS, check_sealed
+from spear_core.builtins._memory_segment import Segment
+from spear_core.builtins._recycled_memory import RecycledMemory
+from spear_core.stores import check_sealed
 
-__all__ = ["SMALL", "MemoryObject", "MemoryValue", "MemoryValues", "NewValue", "write_all"]
+__all__ = ["SMALL", "MemoryObject", "MemoryValue", "MemoryValues", "NewValue"]
 
 SMALL = 64 << 10
 """Bytes up to which a value has no memory of its own."""
 
 _PIECE = 16 << 20
-"""Bytes in one call: Linux writes at most 2 GiB."""
+"""Bytes in one call: Linux reads at most 2 GiB."""
 
 
 class MemoryValue:
-    """One value. It closes its descriptor when nobody refers to it any more."""
+    """One value: bytes, or a view of a segment's window, which others may have views of, too."""
 
-    __slots__ = ("__weakref__", "_bytes", "fd", "size")
+    __slots__ = ("_data", "_segment", "size")
 
-    def __init__(self, value: bytes, *, fd: int | None = None, size: int | None = None) -> None:
-        self._bytes = value
-        self.fd = fd
-        self.size = len(value) if size is None else size
+    def __init__(self, data: bytes | memoryview, segment: Segment | None = None) -> None:
+        self._data = data
+        self._segment = segment
+        self.size = len(data)
 
     @property
     def small(self) -> bytes | None:
         """The value, if it need not be copied."""
-        return self._bytes if self.fd is None else None
+        return self._data if isinstance(self._data, bytes) else None
 
     @contextmanager
-    def shown(self) -> Iterator[tuple[memoryview, int | None]]:
-        """The value, and a descriptor of its own that can be read only, for a block's duration."""
-        if self.fd is None:
-            data = memoryview(self._bytes)
-            try:
-                yield data, None
-            finally:
-                with suppress(BufferError):  # an array over it lives on
-                    data.release()
-            return
-        descriptor = _reopened(self.fd)
+    def shown(self) -> Iterator[tuple[memoryview, Callable[[], int | None] | None]]:
+        """The value, and what opens a descriptor of it, for a block's duration."""
+        data = memoryview(self._data)
+        file = None if self._segment is None else _File(self._segment)
         try:
-            mapping = mmap.mmap(descriptor, self.size, prot=mmap.PROT_READ)
-            data = memoryview(mapping)
-            try:
-                yield data, descriptor
-            finally:
-                with suppress(BufferError):
-                    data.release()
-                with suppress(BufferError):
-                    mapping.close()
+            yield data, None if file is None else file.opened
         finally:
-            os.close(descriptor)
+            with suppress(BufferError):  # an array over it lives on
+                data.release()
+            if file is not None:
+                file.close()
 
     def copied(self) -> bytes:
         """The value; for a large one in a thread."""
-        if self.fd is None:
-            return self._bytes
-        with self.shown() as (data, _):
-            return bytes(data)
+        return bytes(self._data)
 
     def sha256(self) -> str:
         """The same in hexadecimal; likewise."""
-        with self.shown() as (data, _):
-            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha256(self._data).hexdigest()
+
+
+class _File:
+    """A descriptor with a position of its own that cannot write, opened when it is asked for:
+    what was lent is not used again, and opening it takes longer than all else."""
+
+    __slots__ = ("_fd", "_segment")
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment: Segment | None = segment
+        self._fd: int | None = None
+
+    def opened(self) -> int | None:
+        """``None``: no descriptors are left, or it is closed."""
+        if self._fd is None and self._segment is not None:
+            with suppress(OSError):
+                self._fd = self._segment.lend()
+        return self._fd
+
+    def close(self) -> None:
+        self._segment = None
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
 
 @attrs.frozen
@@ -95,23 +103,14 @@ class MemoryObject:
     value: MemoryValue
 
 
-def _reopened(fd: int) -> int:
-    """A descriptor with a position of its own that cannot write."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:  # no /proc here; it is sealed all the same
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
-
-
+@attrs.frozen
 class MemoryValues:
-    """Makes values; large ones have a file descriptor each, up to a number of them.
+    """Makes values; large ones are in segments, up to a number of them.
 
     Beyond that they are bytes, and another process needs a copy.
     """
 
-    def __init__(self, *, max_files: int) -> None:
-        self._max_files = max_files
-        self._open: set[int] = set()
+    memory: RecycledMemory
 
     def adopt(self, sealed: SealedFile) -> MemoryValue:
         """That memory, without a copy if it is large. **Raises**
@@ -119,63 +118,51 @@ class MemoryValues:
         check_sealed(sealed)
         if sealed.size > SMALL:
             with suppress(OSError):  # no descriptors left in this process
-                return self._owned(fcntl.fcntl(sealed.fd, fcntl.F_DUPFD_CLOEXEC, 0), sealed.size)
+                fd = fcntl.fcntl(sealed.fd, fcntl.F_DUPFD_CLOEXEC, 0)
+                return self.finish(self.memory.adopt(fd, sealed.size), sealed.size)
         return MemoryValue(_read(sealed.fd, sealed.size))
 
     def settled(self, value: MemoryValue) -> MemoryValue:
         """The value without its descriptor, if they are too many. Blocks for a large one."""
-        if value.fd is not None and len(self._open) > self._max_files:
+        if value.small is None and self.memory.too_many():
             return MemoryValue(value.copied())
         return value
 
     def make(self, value: memoryview) -> MemoryValue:
-        """A copy. Blocks for a large one."""
-        descriptor = self.begin() if len(value) > SMALL else None
-        if descriptor is None:
+        """A copy. Blocks for a large one. **Raises** :exc:`OSError` when there is no memory."""
+        size = len(value)
+        segment = self.memory.take(size) if size > SMALL else None
+        if segment is None:
             return MemoryValue(bytes(value))
         try:
-            write_all(descriptor, value)
+            self.fill(segment, 0, value)
         except BaseException:
-            os.close(descriptor)
+            self.memory.put_back(segment)
             raise
-        return self.sealed(descriptor, len(value))
+        return self.finish(segment, size)
 
-    def begin(self) -> int | None:
-        """New memory to be written to; ``None``: no descriptors are left."""
-        if len(self._open) < self._max_files:
-            with suppress(OSError):
-                return os.memfd_create("spear-object", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        return None
+    def fill(self, segment: Segment, place: int, piece: memoryview) -> None:
+        """:meth:`Segment.write`; where there is no memory, once more without what waits for
+        other values. **Raises** :exc:`OSError`."""
+        try:
+            segment.write(place, piece)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOMEM, errno.ENOSPC) or not self.memory.clear():
+                raise
+            segment.write(place, piece)
 
-    def sealed(self, descriptor: int, size: int) -> MemoryValue:
-        """What was written to that memory, sealed; the descriptor is the value's from now on."""
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS | fcntl.F_SEAL_SEAL)
-        return self._owned(descriptor, size)
+    def finish(self, segment: Segment, size: int) -> MemoryValue:
+        """The value that is in that segment, which is given back with the last view of it.
 
-    def _owned(self, descriptor: int, size: int) -> MemoryValue:
-        value = MemoryValue(b"", fd=descriptor, size=size)
-        self._open.add(descriptor)
-        weakref.finalize(value, self._close, descriptor, size)
-        return value
-
-    def _close(self, descriptor: int, size: int) -> None:
-        """Give the memory back: a quarter of a millisecond for a mebibyte, when it is the last."""
-        if size <= _PIECE:
-            self._closed(descriptor)
-        else:
-            trio.lowlevel.start_thread_soon(partial(self._closed, descriptor), lambda result: None)
-
-    def _closed(self, descriptor: int) -> None:
-        self._open.discard(descriptor)  # before its number can be another's
-        os.close(descriptor)
-
-
-def write_all(descriptor: int, value: memoryview) -> None:
-    """Append it. **Raises** :exc:`OSError` when there is no memory."""
-    for start in range(0, len(value), _PIECE):
-        piece = value[start : start + _PIECE]
-        while piece:
-            piece = piece[os.write(descriptor, piece) :]
+        **Raises** :exc:`OSError`, and has given it back then.
+        """
+        try:
+            window = segment.show(size)
+        except BaseException:
+            self.memory.put_back(segment)
+            raise
+        weakref.finalize(window, self.memory.put_back, segment).atexit = False
+        return MemoryValue(memoryview(window).cast("B")[:size].toreadonly(), segment)
 
 
 def _read(fd: int, size: int) -> bytes:

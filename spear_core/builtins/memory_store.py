@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import itertools
 import time
+import weakref
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import attrs
@@ -38,6 +39,7 @@ from spear_core.builtins._memory_values import (
     NewValue,
 )
 from spear_core.builtins._memory_writer import MemoryWriter
+from spear_core.builtins._recycled_memory import RecycledMemory
 from spear_core.errors import InvalidRequestError, ObjectNotFoundError, StoreFullError
 from spear_core.stores import (
     Deadlines,
@@ -61,6 +63,9 @@ __all__ = ["MemoryObjectStore", "MemoryStoreConfig", "open_memory_store"]
 _INLINE = 1 << 20
 """Values over a mebibyte (about a millisecond of sha256) are copied and hashed in a thread."""
 
+_IDLE_S = 10.0
+"""Memory that has waited for a value for so long, or up to twice that, is given back."""
+
 _HISTORY = 10_000
 """Revisions that a watch can begin at."""
 
@@ -77,6 +82,9 @@ class MemoryStoreConfig:
     memory_store_files: int = attrs.field(default=256, validator=attrs.validators.ge(0))
     """Values over 64 KiB that have a file descriptor, so that other processes can map them;
     further ones are copied when another process needs them."""
+    memory_recycle_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.ge(0))
+    """Memory of values that are gone, kept for the next ones for ten seconds or a little more;
+    together with the values never more than ``memory_store_bytes``. 0: none."""
     memory_snapshot_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.gt(0))
     """Old versions that snapshots may keep, beside; the oldest snapshot that needs more is
     ended."""
@@ -91,10 +99,12 @@ async def open_memory_store(
         max_bytes=config.memory_store_bytes,
         max_files=config.memory_store_files,
         max_kept=config.memory_snapshot_bytes,
+        max_recycled=config.memory_recycle_bytes,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.collect_expired)
         nursery.start_soon(store.release_silent)
+        nursery.start_soon(store.give_back)
         yield store
         nursery.cancel_scope.cancel()
 
@@ -103,18 +113,32 @@ class MemoryObjectStore(ObjectStore):
     """Objects in a dict. Evicts nothing: when it is full, it says so.
 
     Times to live and silent holders count only while :meth:`collect_expired` and
-    :meth:`release_silent` run.
+    :meth:`release_silent` run, and memory that waits for other values goes only while
+    :meth:`give_back` does.
 
     :param max_bytes: limit for the sum of the current values; what only views still show is beside.
-    :param max_files: how many values may have a descriptor. :param max_kept: see
-        :class:`MemoryStoreConfig`.
+    :param max_files: how many values may have a descriptor. :param max_kept:
+    :param max_recycled: see :class:`MemoryStoreConfig`.
     """
 
-    def __init__(self, *, max_bytes: int, max_files: int = 256, max_kept: int = 256 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        max_files: int = 256,
+        max_kept: int = 256 << 20,
+        max_recycled: int = 0,
+    ) -> None:
         self._max_bytes = max_bytes
         self._used = 0
         self.reserved = 0
-        self.values = MemoryValues(max_files=max_files)
+        self.values = MemoryValues(
+            RecycledMemory(
+                most_bytes=max_recycled,
+                most_files=max_files,
+                room=_room_of(weakref.ref(self)),
+            )
+        )
         self.versions: Versions[MemoryObject] = Versions(limit=max_kept)
         self.threads = trio.CapacityLimiter(4)
         self._revision = 0
@@ -142,6 +166,10 @@ class MemoryObjectStore(ObjectStore):
         """Release holders that are silent for too long, until cancelled."""
         while True:
             self._release(await self._silent.wait_next())
+
+    async def give_back(self) -> None:
+        """Give memory back that no value has needed for a while, until cancelled."""
+        await self.values.memory.sweep_idle(_IDLE_S)
 
     # ---- values
 
@@ -172,7 +200,9 @@ class MemoryObjectStore(ObjectStore):
         size = given.size if isinstance(given, SealedFile) else memoryview(given).nbytes
         if size <= _INLINE:
             return work()
-        return await trio.to_thread.run_sync(work, limiter=self.threads)
+        made: list[NewValue] = []  # what a thread has returned it may keep for a while
+        await trio.to_thread.run_sync(lambda: made.append(work()), limiter=self.threads)
+        return made.pop()
 
     def apply(
         self, operations: Sequence[ObjectOperation], values: dict[str, NewValue]
@@ -192,6 +222,7 @@ class MemoryObjectStore(ObjectStore):
                 self._drop(key)
                 changed.append(ObjectChange(key=key, now=None))
         self._publish(changed)
+        self.values.memory.trim()
         after = (self._objects.get(operation.key) for operation in operations)
         return tuple(found.stat if found else None for found in after)
 
@@ -261,7 +292,7 @@ class MemoryObjectStore(ObjectStore):
             self.versions.viewing(stat.key, stat.version, found),
             found.value.shown() as (data, fd),
         ):
-            yield ObjectView(stat=stat, data=data, fd=fd)
+            yield ObjectView(stat=stat, data=data, fd=fd, in_memory=True)
 
     async def get(self, key: str, *, version: int | None = None) -> tuple[ObjectStat, bytes]:
         await trio.lowlevel.checkpoint()
@@ -506,9 +537,21 @@ class MemoryObjectStore(ObjectStore):
             forgotten = self._last_versions.pop(oldest)
             self._forgotten_version = max(self._forgotten_version, forgotten)
 
+    def room(self) -> int:
+        """Bytes by which the values are below the limit; less than 0 while some replace others."""
+        return self._max_bytes - self._used - self.reserved
+
     def _check_expected(
         self, key: str, found: MemoryObject | None, expect: int | str | None
     ) -> None:
         stat = found.stat if found else None
         if expect is not None and not object_as_expected(stat, expect):
             raise object_conflict(key, stat, expect)
+
+
+def _room_of(store: weakref.ref[MemoryObjectStore]) -> Callable[[], int]:
+    def room() -> int:
+        found = store()
+        return found.room() if found is not None else 0
+
+    return room

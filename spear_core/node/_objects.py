@@ -199,7 +199,7 @@ class ViewReader(ObjectReader):
         end = min(self._offset + _PIECE, self.stat.size)
         if self._offset >= end:
             raise trio.EndOfChannel
-        if self._view.fd is None:
+        if self._view.in_memory or self._view.fd is None:
             piece = bytes(self._view.data[self._offset : end])
         else:
             piece = await self._read_file(self._view.fd, end)

@@ -210,7 +210,7 @@ async def view_of_file(content: bytes) -> AsyncIterator[tuple[ObjectView, Any]]:
         with tempfile.TemporaryFile() as file:
             file.write(content)
             file.flush()
-            yield attrs.evolve(view, fd=file.fileno()), file
+            yield attrs.evolve(view, fd=file.fileno(), in_memory=False), file
 
 
 @pytest.mark.parametrize("cached", [0, 1, 300_000, 1 << 20])
