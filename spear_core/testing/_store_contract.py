@@ -35,13 +35,14 @@ from spear_core.errors import (
 )
 from spear_core.testing._fakes import make_context
 from spear_core.testing._promise import promise
+from spear_core.testing._store_pipes import StorePipes
 from spear_core.testing._store_reopened import StoreReopened
 from spear_core.testing._store_versions import StoreVersions
 
 __all__ = ["ObjectStoreContract"]
 
 
-class ObjectStoreContract(StoreVersions, StoreReopened):
+class ObjectStoreContract(StoreVersions, StorePipes, StoreReopened):
     """What every object store promises. Subclass it and set :attr:`spec`::
 
     class TestDisk(ObjectStoreContract):
