@@ -111,15 +111,18 @@ def _install(session: nox.Session, *names: str) -> None:
     session.install(*_group("test"))
 
 
-def _pytest(session: nox.Session, *paths: str) -> None:
-    """Run the tests at these paths from a folder where the tree cannot be imported."""
+def _pytest(session: nox.Session, *paths: str, processes: int = 0) -> None:
+    """Run the tests at these paths from a folder where the tree cannot be imported.
+
+    :param processes: that share them out; 0 is none but pytest's own.
+    """
     existing = [str(ROOT / path) for path in paths if (ROOT / path).exists()]
     if not existing:
         session.skip(f"no tests at {', '.join(paths)}")
     with tempfile.TemporaryDirectory() as where, session.chdir(where):
         session.run(
             "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
-            "-p", "no:cacheprovider", *session.posargs, *existing,
+            "-p", "no:cacheprovider", f"--numprocesses={processes}", *session.posargs, *existing,
         )  # fmt: skip
 
 
@@ -142,7 +145,7 @@ def alone(session: nox.Session, member: Path) -> None:
 def together(session: nox.Session) -> None:
     """Everything installed, every test but those that have a session of their own."""
     _install(session, *BY_NAME)
-    _pytest(session, *_everything())
+    _pytest(session, *_everything(), processes=2)
 
 
 @nox.session(python=OLDEST, reuse_venv=False)
@@ -156,7 +159,7 @@ def lowest(session: nox.Session) -> None:
     session.install("--resolution", "lowest-direct", *_wheels(session, BY_NAME), *direct)
     session.install(*_group("test"))
     session.run("uv", "pip", "list", "--quiet", external=True)
-    _pytest(session, *_everything())
+    _pytest(session, *_everything(), processes=2)
 
 
 @nox.session(python=OLDEST)

@@ -139,6 +139,7 @@ async def test_the_zygote_forks_and_the_cold_start_does_not(
         assert ('"descriptor"' in line[-1]) == (start["zygote"] == "lazy")
 
 
+@pytest.mark.alone
 async def test_it_ends_with_its_block_and_by_itself(single, echo, make_request, start) -> None:
     async with single(echo, **start) as instance:
         process = psutil.Process(int((await call(instance, make_request, "pid")).payload))
@@ -210,6 +211,7 @@ async def test_an_exception_is_a_response_and_the_worker_goes_on(
         assert (await call(instance, make_request, "main", b"x")).payload == b"x"
 
 
+@pytest.mark.alone
 async def test_kill_9_in_mid_execution_is_told_at_once(
     single, echo, make_request, hostcalls, start, use_cgroups
 ) -> None:
@@ -237,6 +239,7 @@ async def test_an_idle_worker_that_dies_is_noticed(single, echo, start) -> None:
             assert "echo@1" in await instance.wait_failed()
 
 
+@pytest.mark.alone
 async def test_cancel_stops_a_function_that_never_looks_up(
     single, echo, make_request, hostcalls, start
 ) -> None:
@@ -352,6 +355,7 @@ async def test_cancel_kills_what_clings(
         assert not [member for member in family if alive(member)]
 
 
+@pytest.mark.alone
 async def test_memory_limit(single, place, make_request, start, use_cgroups) -> None:
     artifact = place.artifact("hog.py", ECHO, limits=Limits(memory_bytes=96 << 20))
     async with single(artifact, use_cgroups=use_cgroups, **start) as instance:

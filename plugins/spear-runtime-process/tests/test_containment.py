@@ -70,6 +70,7 @@ async def test_memory_of_a_whole_tree(place, use_cgroups) -> None:
     assert error.code == "resource_exhausted"
 
 
+@pytest.mark.alone
 async def test_cpu_time_of_one_process(place, use_cgroups) -> None:
     artifact = place.artifact("spin.py", "while True: pass\n", limits=Limits(cpu_seconds=0.5))
     started = time.monotonic()
@@ -182,6 +183,7 @@ async def test_what_leaves_its_session_ends_with_the_command(place, use_cgroups)
     assert await gone("spear-test-escape")
 
 
+@pytest.mark.alone
 async def test_cancel_kills_what_ignores_sigterm(
     place, single, make_request, hostcalls, use_cgroups
 ) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import pytest
 import trio
 
 from spear_core.api import ExecutionStatus
@@ -52,10 +53,12 @@ async def stopped_after(guests: Any, code: str, seconds: float) -> float:
     return late
 
 
+@pytest.mark.alone
 async def test_a_loop_on_the_trio_thread(guests: Any) -> None:
     assert await stopped_after(guests, LOOP, PERIOD * PATIENCE / 4) < LATE
 
 
+@pytest.mark.alone
 async def test_a_loop_that_has_moved_to_a_worker(guests: Any) -> None:
     assert await stopped_after(guests, LOOP, 0.2) < LATE
 
@@ -70,6 +73,7 @@ async def test_statistics_of_a_guest_that_computes(guests: Any) -> None:
     assert instance.statistics().executions == 1
 
 
+@pytest.mark.alone
 async def test_the_loop_of_the_node_stays_free_while_a_guest_computes(guests: Any) -> None:
     await guests.runtime.prepare(guests.make_artifact(LOOP))
     longest = 0.0
@@ -98,6 +102,7 @@ async def test_more_loops_than_workers_take_turns_and_all_stop(guests: Any) -> N
     assert scope.cancelled_caught
 
 
+@pytest.mark.alone
 async def test_cancelling_at_any_moment_of_the_way_to_a_worker_and_back(guests: Any) -> None:
     """Guests that end, and are cancelled, at about the same time, on purpose."""
     finite = """(module (func (export "_start") (local $n i32) (loop
@@ -136,10 +141,12 @@ async def test_cancelling_writes_one_warning(guests: Any, log: Any) -> None:
     assert [entry[2] for entry in log.lines] == ["warn"]
 
 
+@pytest.mark.alone
 async def test_a_guest_asleep(guests: Any) -> None:
     assert await stopped_after(guests, SLEEP.format(ms=60_000), 0.05) < LATE
 
 
+@pytest.mark.alone
 async def test_a_guest_asleep_in_wasi(guests: Any) -> None:
     assert await stopped_after(guests, POLL.format(ns=60_000_000_000), 0.05) < LATE
 

@@ -57,6 +57,7 @@ async def poll(guests: Any, code: str) -> tuple[int, list[tuple[int, int, int]],
     return errno, events, time.monotonic() - started - BEFORE
 
 
+@pytest.mark.alone
 async def test_the_first_of_several_clocks(guests: Any) -> None:
     code = guest(clock(1, 60_000 * MS), clock(2, 50 * MS), clock(3, 70 * MS))
     errno, events, seconds = await poll(guests, code)
@@ -69,6 +70,7 @@ async def test_a_relative_time_counts_from_the_call(guests: Any) -> None:
     assert seconds >= 0.04
 
 
+@pytest.mark.alone
 async def test_an_absolute_time_counts_from_the_start(guests: Any) -> None:
     code = guest(clock(1, 330 * MS, flags=ABSOLUTE))
     errno, events, seconds = await poll(guests, code)
@@ -76,6 +78,7 @@ async def test_an_absolute_time_counts_from_the_start(guests: Any) -> None:
     assert 0.03 <= seconds < 0.3
 
 
+@pytest.mark.alone
 async def test_an_absolute_time_that_has_passed(guests: Any) -> None:
     code = guest(clock(1, 290 * MS, flags=ABSOLUTE), clock(2, 0, clock=REALTIME, flags=ABSOLUTE))
     errno, events, seconds = await poll(guests, code)
@@ -83,6 +86,7 @@ async def test_an_absolute_time_that_has_passed(guests: Any) -> None:
     assert seconds < 0.25
 
 
+@pytest.mark.alone
 async def test_streams_are_ready_at_once(guests: Any) -> None:
     code = guest(clock(1, 60_000 * MS), stream(2, READ, 0), stream(3, WRITE, 1), stream(4, READ, 9))
     errno, events, seconds = await poll(guests, code)

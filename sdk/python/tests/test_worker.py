@@ -771,6 +771,7 @@ def test_a_killed_worker_shows_as_the_end_of_the_channel(node: Any) -> None:
         node.receive()
 
 
+@pytest.mark.alone
 def test_an_idle_worker_costs_nothing(node: Any) -> None:
     node.output(payload=b"x")
     before = node.execute("count").head["usage"]
@@ -780,6 +781,7 @@ def test_an_idle_worker_costs_nothing(node: Any) -> None:
     assert after["peak_memory_bytes"] < before["peak_memory_bytes"] + 1_000_000
 
 
+@pytest.mark.alone
 def test_a_noop_is_fast(node: Any) -> None:
     durations = []
     for _ in range(1500):
