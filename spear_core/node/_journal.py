@@ -130,9 +130,10 @@ class TaskEntry:
         if self.attached:
             # Its caller is told nothing before its end: so nothing waits for this write, unless
             # the store is in trouble and would take the end as little.
-            strict = self._journal.writer.failing is not None
-            write = self._submit([self._state()], keep=not strict, lazy=not strict)
-            self._accepted = write if strict else None
+            if self._journal.writer.failing is None:
+                self._draft(self._task.state)
+            else:
+                self._accepted = self._submit([self._state()], keep=False)
             return
         self.input = Place.of(task.payload)
         if self.input is Place.OBJECT:
@@ -185,8 +186,11 @@ class TaskEntry:
 
         Waits for as long as the store cannot take it, within the task's deadline.
         """
-        write = self._submit([self._state(TaskState.RUNNING)], lazy=self.attached)
-        if not self.attached and not self._task.artifact.idempotent:
+        if self.attached:
+            self._draft(TaskState.RUNNING)
+            return
+        write = self._submit([self._state(TaskState.RUNNING)])
+        if not self._task.artifact.idempotent:
             await write.wait(patient=True)
 
     def retrying(self) -> None:
@@ -281,12 +285,16 @@ class TaskEntry:
         changes: list[MetadataChange],
         *,
         keep: bool = True,
-        lazy: bool = False,
         promised: Write | None = None,
     ) -> Write:
         writer = self._journal.writer
-        self._last = writer.submit(self._task.id, changes, keep=keep, lazy=lazy, promised=promised)
+        self._last = writer.submit(self._task.id, changes, keep=keep, promised=promised)
         return self._last
+
+    def _draft(self, state: TaskState) -> None:
+        """Have this state written when there is time, unless another one comes before that."""
+        writer = self._journal.writer
+        self._last = writer.draft(self._task.id, lambda: [self._state(state)])
 
     def _state(self, state: TaskState | None = None) -> PutKey:
         key = TASKS + self._task.id.encode()
@@ -295,7 +303,7 @@ class TaskEntry:
     def _record(self, state: TaskState) -> TaskRecord:
         task = self._task
         final = state.is_final
-        result = task.result
+        result = task.result if final else None  # a draft may be of a while ago
         if result is not None and result.output:
             result = attrs.evolve(result, output=b"")
         begins = state is TaskState.RUNNING and task.started_at is None
@@ -308,7 +316,7 @@ class TaskEntry:
             entry=task.entry,
             attached=self.attached,
             started_at=time.time() if begins else task.started_at,
-            completed_at=task.completed_at,
+            completed_at=task.completed_at if final else None,
             content_type=task.content_type,
             trace=task.trace,
             priority=task.priority,

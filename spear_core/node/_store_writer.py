@@ -48,6 +48,8 @@ class Write:
     keep: bool
     """Try again for as long as it fails; else it fails once and is given up."""
     changes: dict[bytes, MetadataChange] = attrs.field(factory=dict)
+    drafted: Callable[[], Iterable[MetadataChange]] | None = None
+    """Makes the changes, if none have come in their place by the time it is written."""
     done: bool = False
     error: SpearError | None = None
     """Why it is not on disk: for good, or until the next attempt if it is kept."""
@@ -77,6 +79,12 @@ class Write:
             self.due = -math.inf
             self.hurry()
             await self._told.wait()
+
+    def make(self) -> None:
+        """Have the changes of a draft among its own."""
+        if self.drafted is not None:
+            drafted, self.drafted = self.drafted, None
+            self.changes.update((change.key, change) for change in drafted())
 
     def tell(self, error: SpearError | None) -> None:
         """What has become of it."""
@@ -130,30 +138,42 @@ class StoreWriter:
         changes: Iterable[MetadataChange],
         *,
         keep: bool = True,
-        lazy: bool = False,
         promised: Write | None = None,
     ) -> Write:
         """Have changes written. One of the same owner that has not begun takes them along.
 
-        :param lazy: more will follow soon, and do in its place.
         :param promised: what :meth:`promise` gave.
         """
         write = self._waiting.get(owner) or self._stuck.pop(owner, None)
         if write is None:
             write = promised if promised is not None else self.promise(owner, keep=keep)
-            if lazy:
-                write.due = trio.current_time() + _LAZY_S
         elif promised is not None:
             write.older.append(promised)
-        if not lazy:
-            write.due = -math.inf
-        self._waiting[owner] = write
+        write.due = -math.inf
+        write.drafted = None
+        write.keep = write.keep or keep
+        for change in changes:
+            write.changes[change.key] = change
+        self._wait(write)
+        return write
+
+    def draft(self, owner: str, make: Callable[[], Iterable[MetadataChange]]) -> Write:
+        """Have changes written at leisure, and made only then. What is submitted of the same owner
+        before that goes in their place, so it has to say all that they would."""
+        write = self._waiting.get(owner) or self._stuck.pop(owner, None)
+        if write is None:
+            write = self.promise(owner, keep=True)
+            write.due = trio.current_time() + _LAZY_S
+        write.keep = True
+        write.drafted = make
+        self._wait(write)
+        return write
+
+    def _wait(self, write: Write) -> None:
+        self._waiting[write.owner] = write
         self._news.set()
         if self._idle.is_set():
             self._idle = trio.Event()
-        write.keep = write.keep or keep
-        write.changes.update((change.key, change) for change in changes)
-        return write
 
     async def flushed(self) -> None:
         """Wait until nothing is waiting to be written, but for what is stuck."""
@@ -184,6 +204,7 @@ class StoreWriter:
             if taken := [write for write in self._waiting.values() if write.due <= now]:
                 for write in taken:
                     del self._waiting[write.owner]
+                    write.make()
                 await self._write_out(taken)
 
     async def _write_out(self, writes: Sequence[Write]) -> None:

@@ -195,13 +195,13 @@ async def test_the_past_makes_room_for_the_present(disk: Any) -> None:
         await writer.submit("q", put("m", b"x" * 20_000), keep=False).wait()
 
 
-async def test_a_lazy_one_is_left_out_of_others_transactions_until_it_is_due(
+async def test_a_draft_is_left_out_of_others_transactions_until_it_is_due(
     disk: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with running(disk) as writer:
-        overtaken = writer.submit("o", put("k", b"begun"), lazy=True)
-        left = writer.submit("p", put("l", b"begun"), lazy=True)
-        wanted = writer.submit("q", put("m", b"begun"), lazy=True)
+        overtaken = writer.draft("o", lambda: pytest.fail("others came in its place"))
+        left = writer.draft("p", lambda: put("l", b"begun"))
+        wanted = writer.draft("q", lambda: put("m", b"begun"))
         await wanted.wait()
         assert (overtaken.done, left.done) == (False, False)
         assert writer.submit("o", put("k", b"over")) is overtaken
@@ -213,8 +213,24 @@ async def test_a_lazy_one_is_left_out_of_others_transactions_until_it_is_due(
         assert left.done
         assert await value(disk, "l") == b"begun"
 
-        last = writer.submit("p", put("l", b"over"), lazy=True)
+        last = writer.draft("p", lambda: put("l", b"over"))
         started = trio.current_time()
         await writer.flushed()
         assert last.done
         assert trio.current_time() == started
+
+
+async def test_the_last_draft_counts_and_goes_with_what_was_submitted(
+    disk: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running(disk) as writer:
+        first = writer.draft("o", lambda: pytest.fail("a newer draft came in its place"))
+        assert writer.draft("o", lambda: put("k", b"running")) is first
+        await first.wait()
+        assert await value(disk, "k") == b"running"
+
+        submitted = writer.submit("o", [*put("k", b"retrying"), *put("l", b"beside")])
+        assert writer.draft("o", lambda: put("k", b"running again")) is submitted
+        await submitted.wait()
+        assert await value(disk, "k") == b"running again"
+        assert await value(disk, "l") == b"beside"
