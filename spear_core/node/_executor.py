@@ -275,7 +275,7 @@ class Executor:
         return (
             task.scope is None
             and task.work is None
-            and task.record is None
+            and (task.record is None or task.record.attached)
             and task.cancel_reason is None
             and not task.artifact.reuse
         )
@@ -533,7 +533,8 @@ def _lent(pool: InstancePool, pooled: PooledInstance) -> Iterator[None]:
         pool.release(pooled, broken=str(error))
         raise
     except BaseException as error:
-        pool.release(pooled, broken=f"its execution ended by {type(error).__name__}")
+        why = f"its execution ended by {type(error).__name__}"
+        pool.release(pooled, broken=why, cancelled=not isinstance(error, Exception))
         raise
     pool.release(pooled)
 

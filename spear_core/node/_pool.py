@@ -82,6 +82,8 @@ class InstancePool:
         self._waiting: OrderedDict[trio.lowlevel.Task, None] = OrderedDict()
         self._creating = 0
         self._checking = 0
+        self._undecided = 0
+        """Instances that have ended while somebody had them, who has not said yet why."""
         self._lent = 0
         self._mean_s = 0.0
         self._arrivals = Arrivals()
@@ -123,16 +125,20 @@ class InstancePool:
         pooled: PooledInstance = await trio.lowlevel.wait_task_rescheduled(abort)
         return pooled
 
-    def release(self, pooled: PooledInstance, *, broken: str | None = None) -> None:
+    def release(
+        self, pooled: PooledInstance, *, broken: str | None = None, cancelled: bool = False
+    ) -> None:
         """Give an instance back, once for each time it was lent.
 
         :param broken: why it must not be used again, if so. One that has other executions, too,
             ends after the last of them, or goes on if it says that it can (:meth:`Instance.fit`).
+        :param cancelled: that is so because the execution was cancelled, and no fault of its own.
         """
         pooled.given_back(trio.current_time())
         self._busy -= 1
         self._mean_s += 0.1 * (pooled.mean_s - self._mean_s)
         if broken is not None and not (self._concurrency > 1 and pooled.running.fit()):
+            pooled.cancelled |= cancelled
             self._drain(pooled, broken, InstanceState.FAILED)
         elif self._closed:
             self._drain(pooled, "the pool is closing")
@@ -144,7 +150,11 @@ class InstancePool:
                 return
             if not pooled.outstanding:
                 self._retire(pooled, pooled.draining, pooled.draining_to)
-        if self._waiting:
+        if pooled.state is InstanceState.TERMINATED and not pooled.outstanding:
+            self._undecided -= 1
+            self._learn(pooled)
+            self._grow()
+        elif self._waiting:
             self._grow()
 
     def _lend(self, pooled: PooledInstance, *, cold: bool) -> PooledInstance:
@@ -250,7 +260,7 @@ class InstancePool:
         load, alive = self._load(), self._alive()
         needed = demanded(load) + self._checking if self._waiting else 0
         kept = max(self._config.min_instances, expected(load) if self._waiting else 0)
-        if kept > max(needed, alive):
+        if kept > max(needed, alive) and not self._undecided:
             if trio.current_time() >= self._hold_until:
                 needed = kept
             elif self._holding is None:
@@ -345,7 +355,10 @@ class InstancePool:
         if pooled.state is InstanceState.FAILED:
             pooled.move(InstanceState.TERMINATING)
         pooled.move(InstanceState.TERMINATED)
-        self._learn(pooled)
+        if pooled.outstanding:
+            self._undecided += 1
+        else:
+            self._learn(pooled)
         self._grow()
         if self._closed and not self.live:
             self._empty.set()
@@ -368,11 +381,14 @@ class InstancePool:
             )
 
     def _learn(self, pooled: PooledInstance) -> None:
-        """Pause longer each time before what is kept warm is started again and does not last."""
+        """Pause longer each time before what is kept warm is started again and does not last.
+
+        One that is gone with an execution that was cancelled says nothing about that.
+        """
         now = trio.current_time()
         if pooled.instance is not None and now - pooled.ready_at >= _STABLE_S:
             self._failures = 0
-        elif pooled.crashed:
+        elif pooled.crashed and not pooled.cancelled:
             self._failures += 1
         else:
             return

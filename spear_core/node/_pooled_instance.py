@@ -48,6 +48,8 @@ class PooledInstance:
     draining_to: InstanceState = InstanceState.TERMINATING
     crashed: bool = False
     """It ended, or did not begin, by no wish of ours."""
+    cancelled: bool = False
+    """An execution on it was, and it could not go on after that."""
     instance: Instance | None = None
     starting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """What it starts in; of no effect from ``READY`` on."""

@@ -221,7 +221,9 @@ class History:
         waiting = self.having("waiting")
         waiting[which % len(waiting)].scope.cancel()
 
-    async def give_back(self, which: int, broken: str | None = None) -> None:
+    async def give_back(
+        self, which: int, broken: str | None = None, cancelled: bool = False
+    ) -> None:
         holding = self.having("holding")
         client = holding[which % len(holding)]
         assert client.held is not None
@@ -229,7 +231,7 @@ class History:
         if broken is not None:
             self.spent.add(client.held)
         self.came_back[client.held] = trio.current_time()
-        self.pool.release(client.held, broken=broken)
+        self.pool.release(client.held, broken=broken, cancelled=cancelled)
 
     async def die(self, which: int) -> None:
         live = list(self.runtime.open.values())
@@ -428,9 +430,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.step("give_back", which)
 
     @precondition(lambda self: self.any("holding"))
-    @rule(which=WHICH)
-    def break_one(self, which: int) -> None:
-        self.step("give_back", which, "it broke")
+    @rule(which=WHICH, cancelled=st.booleans())
+    def break_one(self, which: int, cancelled: bool) -> None:
+        self.step("give_back", which, "it broke", cancelled)
 
     @precondition(lambda self: self.history is not None and self.history.runtime.open)
     @rule(which=WHICH)

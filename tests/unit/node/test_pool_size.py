@@ -117,6 +117,30 @@ async def test_a_crash_loop_does_not_spin(
     assert len(starts) <= 14
 
 
+@pytest.mark.parametrize(("cancelled", "gone_first"), [(True, True), (True, False), (False, True)])
+async def test_one_that_is_killed_with_its_execution_has_not_crashed(
+    cancelled: bool, gone_first: bool, open_pool: PoolMaker, runtime: Any, autojump_clock: Clock
+) -> None:
+    """Whether the pool hears of the worker's end first, or of its execution's."""
+    async with open_pool(min_instances=1) as pool:
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            pooled = await pool.acquire()
+            if gone_first:
+                runtime.opened[-1].failed.set()
+                await trio.testing.wait_all_tasks_blocked()
+                assert pooled.state is InstanceState.TERMINATED
+            else:
+                pooled.instance.failed.set()
+            pool.release(pooled, broken="its execution ended", cancelled=cancelled)
+            before = trio.current_time()
+            while not any(p.instance is not None for p in pool.live.values()):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            paused = trio.current_time() - before
+            assert (paused < 0.1) is cancelled
+        assert len(pool.live) == 1
+
+
 async def test_who_asks_during_a_pause_gets_an_attempt_of_its_own(
     open_pool: PoolMaker, runtime: Any, autojump_clock: Clock
 ) -> None:
