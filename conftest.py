@@ -16,12 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # A shell starts a job in the background with SIGINT ignored, and nohup one with SIGHUP; children
 # inherit that, and a command that finds a signal ignored leaves it so. The tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)  # which children do not inherit
+
+# How long an example takes says how busy the machine is, and is no reason to fail.
+settings.register_profile(
+    "spear", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("spear")
 
 LEAST, MOST = 2, 4
 """Processes of a whole run. Each test may have a node, workers and guests besides: with more
