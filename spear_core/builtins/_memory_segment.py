@@ -102,7 +102,8 @@ class Segment:
         return count
 
     def show(self, size: int) -> ctypes.Array[ctypes.c_ubyte]:
-        """A window on the value that is in it now, of so many bytes.
+        """A window on the value that is in it now, of so many bytes. Once it was called, only values
+        with the same :func:`room <room_for>` or less have room.
 
         The segment has to live for as long as the window does, and what is made from it.
 
@@ -115,6 +116,7 @@ class Segment:
                 self._map(room, mmap.PROT_READ, mmap.MAP_PRIVATE)
             else:
                 self._map(room, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED)
+        assert size <= self.room  # behind it, there may be anything
         return _Window.from_address(self._address)
 
     def _map(self, room: int, protection: int, flags: int) -> None:

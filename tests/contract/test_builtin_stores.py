@@ -13,6 +13,10 @@ class TestMemoryStore(ObjectStoreContract):
     small_config = MemoryStoreConfig(memory_store_bytes=100_000)
 
 
+class TestMemoryStoreWithoutRecycling(TestMemoryStore):
+    config = MemoryStoreConfig(memory_recycle_bytes=0)
+
+
 class TestMemoryMetadata(MetadataStoreContract):
     (spec,) = plugin.spear_metadata_stores()
     small_config = MemoryMetadataConfig(memory_metadata_bytes=100_000)

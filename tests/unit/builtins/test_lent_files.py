@@ -107,6 +107,22 @@ async def test_sealed_memory_is_lent_as_it_is() -> None:
             assert os.path.samestat(os.fstat(fd.fileno()), os.fstat(memory))
 
 
+@pytest.mark.parametrize("missing", [0, fcntl.F_SEAL_GROW, fcntl.F_SEAL_SHRINK])
+async def test_memory_that_only_its_store_could_write_is_lent_as_it_is(missing: int) -> None:
+    """Sealed for whoever has no mapping yet (``F_SEAL_FUTURE_WRITE``), and in its size."""
+    memory = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with OwnedFd(memory):
+        os.write(memory, b"content")
+        seals = 0x10 | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+        try:
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals & ~missing)
+        except OSError:
+            pytest.skip("Linux knows that seal since 5.1")
+        with await lent(memory) as fd:
+            same = os.path.samestat(os.fstat(fd.fileno()), os.fstat(memory))
+            assert same is (missing == 0)
+
+
 def test_a_child_makes_the_mount_where_the_node_may_not(file: int, monkeypatch: Any) -> None:
     def refused(folder: str) -> int:
         raise PermissionError
