@@ -34,6 +34,7 @@ from spear_core.errors import (
     SpearError,
     StoreFullError,
 )
+from spear_core.stores import PieceWriter
 from spear_core.testing import make_context
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
@@ -374,3 +375,79 @@ async def test_without_objects(guest: Guest) -> None:
     with pytest.raises(SpearError, match="no objects") as caught:
         await guest.provider.call(caller, "objects.stat", b"\2\0\0\0{}")
     assert caught.value.code == "unimplemented"
+
+
+# ---- through a pipe
+
+
+def full_pipe(value: bytes) -> tuple[OwnedFd, int]:
+    """The end for the node, and the other, which stays open."""
+    reading, writing = os.pipe()
+    os.write(writing, value)
+    return OwnedFd(reading), writing
+
+
+async def test_a_piece_may_come_through_a_pipe(guest: Guest) -> None:
+    handle = (await guest.ask("create", key="k"))[0]["handle"]
+    await guest.ask("write", b"abc", handle=handle)
+    pipe, writing = full_pipe(b"defgh and more")
+    await guest.ask("write", handle=handle, fd=pipe, size=5)
+    assert pipe.closed
+    with pytest.raises(BrokenPipeError):
+        os.write(writing, b"nobody reads it any more")
+    os.close(writing)
+    await guest.ask("commit", handle=handle)
+    assert (await guest.store.get("k"))[1] == b"abcdefgh"
+
+
+@pytest.mark.parametrize("size", [None, 0, -1])
+async def test_a_pipe_has_a_size(guest: Guest, size: int | None) -> None:
+    for beside, wrong in ((b"", size), (b"x", 5)):
+        handle = (await guest.ask("create", key="k"))[0]["handle"]
+        pipe, writing = full_pipe(b"value")
+        with pytest.raises(InvalidRequestError, match="has a size"):
+            await guest.ask("write", beside, handle=handle, fd=pipe, size=wrong)
+        with pytest.raises(InvalidRequestError, match="nothing open"):
+            await guest.ask("commit", handle=handle)
+        pipe.close()
+        os.close(writing)
+
+
+async def test_a_pipe_that_brings_nothing_is_not_waited_for_for_ever(
+    guest: Guest, autojump_clock: Any
+) -> None:
+    handle = (await guest.ask("create", key="k", size=3 << 20))[0]["handle"]
+    pipe, writing = full_pipe(b"a beginning")
+    with pytest.raises(InvalidRequestError, match=f"{IDLE_S:g} seconds"):
+        await guest.ask("write", handle=handle, fd=pipe, size=3 << 20)
+    assert trio.current_time() >= IDLE_S
+    os.close(writing)
+    assert (await guest.store.usage()).bytes == 0
+
+
+async def test_a_pipe_ends_with_its_task(guest: Guest) -> None:
+    """Although the call goes on: the guest's process still lives, and may not know."""
+    handle = (await guest.ask("create", key="k", size=3 << 20))[0]["handle"]
+    pipe, writing = full_pipe(b"a beginning")
+
+    async def write() -> None:
+        with pytest.raises(InvalidRequestError, match="before the task ended"):
+            await guest.ask("write", handle=handle, fd=pipe, size=3 << 20)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            guest.ended.set()
+    os.close(writing)
+    assert (await guest.store.usage()).bytes == 0
+
+
+async def test_a_pipe_is_offered_where_one_can_be_sent_and_the_store_would_rather(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for preferred in (False, True):
+        monkeypatch.setattr(PieceWriter, "prefers_pipe", preferred)
+        for takes_fd in (False, True):
+            answer, _, _ = await guest.ask("create", key="k", takes_fd=takes_fd)
+            assert answer.get("pipe", False) is (preferred and takes_fd)
