@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import threading
 from collections import deque
@@ -13,9 +14,10 @@ import trio
 
 __all__ = ["copy_to"]
 
-_PIECE = 16 << 20
-"""Bytes that one thread copies at once. With much smaller pieces the C library does not write
-around the processor's caches, and takes up to half as long again."""
+_LEAST, _MOST = 4 << 20, 16 << 20
+"""Bytes that one thread copies at once. Less is not worth waking it for. Pieces of what is larger
+than the processor's caches must not be small: the C library writes around the caches only what is
+large in one call, and takes up to twice as long otherwise."""
 
 _MOST_THREADS = 4
 """More are no quicker: the memory is what they wait for."""
@@ -69,15 +71,17 @@ def copy_to(target: int, source: memoryview) -> None:
     """
     size = source.nbytes
     with _address_of(source) as start:
-        if size < 2 * _PIECE:
+        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), size // _LEAST)
+        if threads < 2:
             ctypes.memmove(target, start, size)
         else:
-            _copy_together(target, start, size)
+            _copy_together(target, start, size, threads)
 
 
-def _copy_together(target: int, start: int, size: int) -> None:
+def _copy_together(target: int, start: int, size: int, threads: int) -> None:
     """Whichever thread is free takes the next piece, so that none waits for one that is late."""
-    places = deque(range(0, size, _PIECE))
+    piece = min(_MOST, -(-size // threads // mmap.PAGESIZE) * mmap.PAGESIZE)
+    places = deque(range(0, size, piece))
     pieces = len(places)
     helped = threading.Semaphore(0)
 
@@ -86,7 +90,7 @@ def _copy_together(target: int, start: int, size: int) -> None:
             place = places.popleft()
         except IndexError:
             return False
-        ctypes.memmove(target + place, start + place, min(_PIECE, size - place))
+        ctypes.memmove(target + place, start + place, min(piece, size - place))
         return True
 
     def help_out() -> None:
@@ -94,7 +98,7 @@ def _copy_together(target: int, start: int, size: int) -> None:
             helped.release()
 
     with suppress(RuntimeError):  # no more threads: then with those that there are
-        for _ in range(min(_MOST_THREADS, len(os.sched_getaffinity(0)), pieces) - 1):
+        for _ in range(threads - 1):
             trio.lowlevel.start_thread_soon(help_out, lambda result: None)
     mine = 0
     while copy_next():

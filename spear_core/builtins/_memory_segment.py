@@ -102,8 +102,10 @@ class Segment:
         return count
 
     def show(self, size: int) -> ctypes.Array[ctypes.c_ubyte]:
-        """A window on the value that is in it now, of so many bytes. Once it was called, only values
-        with the same :func:`room <room_for>` or less have room.
+        """A window on the value that is in it now, of so many bytes.
+
+        After the first call only values have room that need no more than that one's
+        :func:`room <room_for>`.
 
         The segment has to live for as long as the window does, and what is made from it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -14,13 +15,14 @@ import trio
 from spear_core.builtins import _memory_copying
 from spear_core.builtins._memory_copying import copy_to
 
-PIECE = 10_000
+PIECE = 3 * mmap.PAGESIZE
 MARGIN = 16
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory_copying, "_PIECE", PIECE)
+    monkeypatch.setattr(_memory_copying, "_LEAST", PIECE)
+    monkeypatch.setattr(_memory_copying, "_MOST", PIECE)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
 
 
@@ -40,15 +42,25 @@ class Target:
 
 
 @pytest.mark.parametrize("cores", [1, 2, 9])
-@pytest.mark.parametrize("size", [0, 1, PIECE - 1, 2 * PIECE - 1, 2 * PIECE, 7 * PIECE + 3])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+@pytest.mark.parametrize("pieces", [1, 2, 3, 7])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 def test_all_of_it_is_copied(
-    kind: Callable[[bytes], Any], size: int, cores: int, monkeypatch: pytest.MonkeyPatch
+    kind: Callable[[bytes], Any],
+    pieces: int,
+    more: int,
+    cores: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    size = pieces * PIECE + more
     content, target = os.urandom(size), Target(size)
     copy_to(target.address, memoryview(kind(content)))
     assert target.content == content
+
+
+def test_nothing_is_copied() -> None:
+    copy_to(Target(0).address, memoryview(b""))
 
 
 def test_a_part_of_something_is_copied() -> None:

@@ -66,8 +66,10 @@ def test_pieces_are_written_behind_one_another(segment: Segment) -> None:
     assert segment.pages == 580_000
 
 
-def test_a_pipe_is_emptied_into_it(segment: Segment) -> None:
-    shown(segment, SECRET)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_pipe_is_emptied_into_it(segment: Segment, used: bool) -> None:
+    if used:
+        shown(segment, SECRET)
     out, into = os.pipe()
     with os.fdopen(out, "rb"), os.fdopen(into, "wb", buffering=0) as writing:
         writing.write(VALUE[:50_000])
@@ -75,6 +77,7 @@ def test_a_pipe_is_emptied_into_it(segment: Segment) -> None:
         assert segment.splice(20_000, out, 1 << 20) == 30_000
         with pytest.raises(BlockingIOError):
             segment.splice(50_000, out, 1)
+    assert segment.pages == (len(SECRET) if used else 50_000)
     assert memoryview(segment.show(50_000)).cast("B")[:50_000] == VALUE[:50_000]
 
 

@@ -27,6 +27,10 @@ def files_open() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:spear-object")
+
+
 def memory(
     most_bytes: int = MOST, *, most_files: int = 100, room: Callable[[], int] = lambda: MOST
 ) -> RecycledMemory:
@@ -53,9 +57,9 @@ def back(pool: RecycledMemory, *sizes: int) -> list[Segment]:
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Any:
     gc.collect()
-    before = files_open()
+    before = files_open(), mapped()
     yield
-    assert files_open() == before
+    assert (files_open(), mapped()) == before
 
 
 def test_a_value_of_about_the_size_gets_it() -> None:
