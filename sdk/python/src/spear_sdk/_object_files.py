@@ -46,7 +46,8 @@ class ObjectWriter:
         return len(view)
 
     def _opening(self) -> Steps[None]:
-        self._handle = yield from ask("create", self._head)
+        created = yield from ask("create", self._head)
+        self._handle = {"handle": created["handle"]}
 
     def _writing(self, view: memoryview) -> Steps[None]:
         if not self._handle:
