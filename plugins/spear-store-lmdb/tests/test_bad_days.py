@@ -28,6 +28,8 @@ from spear_store_lmdb import (
     LmdbMetadataConfig,
     LmdbObjectsConfig,
     _environment,
+    _folder,
+    _transaction,
     open_lmdb_metadata,
     open_lmdb_objects,
 )
@@ -165,7 +167,7 @@ async def test_overwritten_and_refused_values_leave_no_file(tmp_path: Path) -> N
 
 
 async def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_environment, "_FIRST_MAP", 256 << 10)
+    monkeypatch.setattr(_folder, "_FIRST_MAP", 256 << 10)
     values = {f"{number}": bytes([number]) * 50_000 for number in range(60)}
     async with objects(tmp_path) as store:
         async with trio.open_nursery() as nursery:
@@ -248,7 +250,7 @@ async def test_writes_of_one_moment_are_one_commit(tmp_path: Path) -> None:
         order: list[int] = []
 
         async def write(number: int) -> None:
-            def work(txn: _environment.Transaction) -> int:
+            def work(txn: _transaction.Transaction) -> int:
                 gate.wait(5)
                 txn.put(b"%d" % number, b"", db=environment["d"])
                 return number
@@ -273,7 +275,7 @@ async def test_a_job_with_a_bug_concerns_itself_only(tmp_path: Path) -> None:
         told = []
 
         async def write(number: int) -> None:
-            def work(txn: _environment.Transaction) -> None:
+            def work(txn: _transaction.Transaction) -> None:
                 txn.put(b"%d" % number, b"", db=environment["d"])
                 if number % 2:
                     raise ZeroDivisionError

@@ -17,7 +17,7 @@ from spear_core.testing import make_context
 from spear_store_lmdb import (
     LmdbMetadataConfig,
     LmdbObjectsConfig,
-    _environment,
+    _folder,
     open_lmdb_metadata,
     open_lmdb_objects,
 )
@@ -91,7 +91,7 @@ async def test_a_migration_that_fails_has_changed_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     where = state(tmp_path) / kind
-    monkeypatch.setattr(_environment, "FORMAT", 3)
+    monkeypatch.setattr(_folder, "FORMAT", 3)
     with pytest.raises(StoreFormatError, match="format 2, which is unknown"):
         async with (
             open_lmdb_objects(make_context(tmp_path), LmdbObjectsConfig())
@@ -113,8 +113,8 @@ async def test_a_migration_needs_more_room_than_there_is(
             raw = txn.get(b"a", db=objects)
             for number in range(3000):
                 txn.put(b"more %04d" % number, raw, db=objects)
-    monkeypatch.setattr(_environment, "_FIRST_MAP", 4096)
-    monkeypatch.setattr(_environment, "_SPARE", 1)
+    monkeypatch.setattr(_folder, "_FIRST_MAP", 4096)
+    monkeypatch.setattr(_folder, "_SPARE", 1)
     async with open_lmdb_objects(make_context(tmp_path), LmdbObjectsConfig()) as store:
         assert (await store.get("more 2999"))[1] == b"two"
         assert len((await store.list("more", limit=5000)).objects) == 3000

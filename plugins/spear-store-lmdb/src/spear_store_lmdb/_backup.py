@@ -21,7 +21,8 @@ from spear_core.errors import (
     StoreInUseError,
 )
 
-from ._environment import FORMAT, disk_trouble
+from ._disk_errors import disk_trouble
+from ._folder import FORMAT
 
 __all__ = ["Copied", "backup_directory", "copied", "restore_directory", "take_files"]
 

@@ -16,7 +16,7 @@ from spear_core.api import ObjectStat, ObjectView
 from spear_core.errors import StoreCorruptError, StoreError
 from spear_core.stores import PipeTaker, hashed_beside
 
-from ._environment import disk_trouble
+from ._disk_errors import disk_trouble
 from ._writeback import begin_writeback
 
 __all__ = ["Blobs", "NewBlob"]

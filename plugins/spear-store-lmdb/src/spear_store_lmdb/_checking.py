@@ -10,7 +10,7 @@ import attrs
 
 from spear_core.api import StoreProblem, StoreReport
 
-from ._environment import Transaction
+from ._transaction import Transaction
 
 __all__ = ["Check", "Found"]
 

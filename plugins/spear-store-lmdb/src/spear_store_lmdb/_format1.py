@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ._environment import Transaction
+from ._transaction import Transaction
 
 __all__ = ["metadata_from_1", "objects_from_1"]
 

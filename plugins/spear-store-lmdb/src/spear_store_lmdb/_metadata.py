@@ -50,10 +50,11 @@ from spear_core.stores import (
 )
 
 from ._config import LmdbMetadataConfig
-from ._environment import Environment, Transaction, open_environment
+from ._environment import Environment, open_environment
 from ._format1 import metadata_from_1
 from ._metadata_maintenance import backup_metadata, check_metadata
 from ._metadata_records import NUMBER, PLACE, logged, record_of, value_of
+from ._transaction import Transaction
 
 __all__ = ["LmdbMetadataStore", "open_metadata"]
 

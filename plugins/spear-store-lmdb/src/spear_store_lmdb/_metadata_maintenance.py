@@ -14,8 +14,9 @@ from spear_core.errors import StoreCorruptError
 
 from ._backup import backup_directory, copied, restore_directory
 from ._checking import Check
-from ._environment import Environment, Transaction
+from ._environment import Environment
 from ._metadata_records import NUMBER, PLACE, logged, value_of
+from ._transaction import Transaction
 
 __all__ = ["MetadataCheck", "backup_metadata", "check_metadata", "restore_metadata"]
 

@@ -26,9 +26,10 @@ from spear_core.errors import (
 )
 from spear_core.stores import Versions, check_object_key, object_as_expected, object_conflict
 
-from ._environment import Environment, Transaction
+from ._environment import Environment
 from ._records import Head, head_of, pack, unpack, value_of
 from ._references import References
+from ._transaction import Transaction
 
 __all__ = ["DATABASES", "Changes", "Done", "Ended", "Prepared", "full"]
 
@@ -129,7 +130,7 @@ class Changes:
         self._txn = txn
         self._versions = versions
         self._references = references
-        self._revision = environment.number(txn, b"revision") + 1
+        self._revision = environment.numbers.get(txn, b"revision") + 1
         self._done: list[tuple[str, ObjectStat | None]] = []
         self.ended: list[Ended] = []
         """Versions that are not current any more, once this is committed."""
@@ -313,7 +314,7 @@ class Changes:
         """Give what was written or removed its revision."""
         if not self._done:
             return None
-        self._environment.set_number(b"revision", self._revision)
+        self._environment.numbers.set(b"revision", self._revision)
         return Done(self._revision, self._done)
 
     def _find(self, key: str) -> Found | None:
@@ -342,14 +343,14 @@ class Changes:
         return stat
 
     def _number(self, name: bytes) -> int:
-        return self._environment.number(self._txn, name)
+        return self._environment.numbers.get(self._txn, name)
 
     def _set_number(self, name: bytes, value: int) -> None:
-        self._environment.set_number(name, value)
+        self._environment.numbers.set(name, value)
 
     def _add_number(self, name: bytes, more: int) -> int:
-        value = self._environment.number(self._txn, name) + more
-        self._environment.set_number(name, value)
+        value = self._environment.numbers.get(self._txn, name) + more
+        self._environment.numbers.set(name, value)
         return value
 
 

@@ -15,8 +15,8 @@ from spear_core.stores import check_object_key
 
 from ._blobs import Blobs
 from ._checking import Check
-from ._environment import Transaction
 from ._records import Record, pack, unpack, value_of
+from ._transaction import Transaction
 
 __all__ = ["ObjectCheck"]
 

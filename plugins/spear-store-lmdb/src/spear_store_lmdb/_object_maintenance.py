@@ -16,9 +16,10 @@ from spear_core.api import (
 
 from ._backup import Copied, backup_directory, copied, restore_directory, take_files
 from ._blobs import Blobs
-from ._environment import Environment, Transaction
+from ._environment import Environment
 from ._object_changes import Done
 from ._object_check import ObjectCheck
+from ._transaction import Transaction
 
 __all__ = [
     "backup_objects",

@@ -58,7 +58,7 @@ from spear_core.stores import (
 
 from ._blobs import Blobs
 from ._config import LmdbObjectsConfig
-from ._environment import Environment, Transaction, ViewCursor, open_environment
+from ._environment import Environment, open_environment
 from ._format1 import objects_from_1
 from ._object_changes import DATABASES, Changes, Done, Prepared, full
 from ._object_maintenance import (
@@ -73,6 +73,7 @@ from ._object_snapshot import Snapshot, page_of
 from ._object_writer import Writer
 from ._records import Record, blob_of, inline_value, stat_of, unpack, value_of
 from ._references import References
+from ._transaction import Transaction, ViewCursor
 
 __all__ = ["LmdbObjectStore", "open_objects"]
 
@@ -327,7 +328,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
         def work(txn: Transaction) -> None:
             # between two writes, so that the next one knows of it; more than once, perhaps
-            revision = self._environment.number(txn, b"revision")
+            revision = self._environment.numbers.get(txn, b"revision")
             opened.append(self.versions.open_picture(revision))
 
         try:
@@ -507,7 +508,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
     async def _repair(self, damaged: Mapping[str, str]) -> StoreReport:
         def work(txn: Transaction) -> tuple[StoreReport, Done | None, int]:
-            self._environment.write_numbers(txn)
+            self._environment.numbers.write(txn)
             report, removed = repair_objects(txn, self._environment, self.blobs, damaged)
             return report, removed, self._read_revision(txn)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from ._environment import Environment, Transaction
+from ._environment import Environment
+from ._transaction import Transaction
 
 __all__ = ["References"]
 
