@@ -85,12 +85,15 @@ class HandleHead(msgspec.Struct, forbid_unknown_fields=True):
     """Of ``commit`` and ``close``."""
 
     handle: str
+    pipe: bool = False
+    """Some send back all that ``create`` has answered."""
 
 
 class WriteHead(msgspec.Struct, forbid_unknown_fields=True):
     """Of ``write``."""
 
     handle: str
+    pipe: bool = False
     size: int | None = None
     """How many bytes come through the pipe that comes along."""
 

@@ -451,3 +451,5 @@ async def test_a_pipe_is_offered_where_one_can_be_sent_and_the_store_would_rathe
         for takes_fd in (False, True):
             answer, _, _ = await guest.ask("create", key="k", takes_fd=takes_fd)
             assert answer.get("pipe", False) is (preferred and takes_fd)
+            await guest.ask("write", b"value", **answer)  # as an SDK does that knows of none
+            await guest.ask("commit", **answer)
