@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from spear_sdk._object_steps import MOST_IN_ONE, ask, bytes_of, join, split
+from spear_sdk._object_steps import MOST_IN_ONE, PIPED, ask, bytes_of, join, piped, split
 from spear_sdk._stored import ObjectStat
 
 TYPE_CHECKING = False
@@ -32,6 +32,7 @@ class ObjectWriter:
         self._objects = objects
         self._head = {"key": key, "size": size, **options}
         self._handle: dict[str, str] = {}
+        self._pipes = False
 
     def write(self, data: object) -> int:
         """Append a piece, any buffer; how many bytes it has. Raises: HostcallError."""
@@ -48,11 +49,15 @@ class ObjectWriter:
     def _opening(self) -> Steps[None]:
         created = yield from ask("create", self._head)
         self._handle = {"handle": created["handle"]}
+        self._pipes = created.get("pipe", False)
 
     def _writing(self, view: memoryview) -> Steps[None]:
         if not self._handle:
             raise ValueError("this writer is not open: use it in its with block")
-        for at in range(0, len(view), MOST_IN_ONE):
+        start = 0
+        if self._pipes and len(view) >= PIPED:
+            start = yield from piped(self._handle, view)
+        for at in range(start, len(view), MOST_IN_ONE):
             yield from ask("write", self._handle, view[at : at + MOST_IN_ONE])
 
     def _ending(self, *, failed: bool) -> Steps[None]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_IN_ONE",
+    "PIPED",
     "Check",
     "Delete",
     "Put",
@@ -35,6 +36,7 @@ __all__ = [
     "bytes_of",
     "get",
     "join",
+    "piped",
     "put",
     "split",
 ]
@@ -125,8 +127,6 @@ def put(key: str, data: object, *, passes_fds: bool, **options: Any) -> Steps[Ob
 def _put_through_pipes(head: dict[str, Any], view: memoryview) -> Steps[ObjectStat | None]:
     """Write it piece by piece. None if it is to be put at once, by another way: for the sake
     of the store, of an older node, or of this process's limits."""
-    from spear_sdk._pipes import Feeding
-
     try:
         answer, _ = yield "objects.create", join(head), None
     except HostcallError as error:
@@ -135,17 +135,27 @@ def _put_through_pipes(head: dict[str, Any], view: memoryview) -> Steps[ObjectSt
         return None  # this task has as many objects open as it may
     created = split(answer)[0]
     handle = {"handle": created["handle"]}
-    try:
-        if not created.get("pipe"):
-            raise OSError(errno.ENOSYS, "not through a pipe")
-        for at in range(0, len(view), _PIPED_AT_ONCE):
-            piece = view[at : at + _PIPED_AT_ONCE]
-            with Feeding(piece) as feeding:
-                yield "objects.write", join(handle | {"size": len(piece)}), feeding.pipe
-    except (OSError, RuntimeError):
+    if not created.get("pipe") or (yield from piped(handle, view)) < len(view):
         yield "objects.close", join(handle), None
         return None
     return _stat((yield "objects.commit", join(handle), None))
+
+
+def piped(handle: dict[str, str], view: memoryview) -> Steps[int]:
+    """Write it to an open object through pipes; how many bytes went there, which is less than all
+    where this process's limits do not allow a pipe, or a thread to fill it."""
+    from spear_sdk._pipes import Feeding
+
+    at = 0
+    try:
+        while at < len(view):
+            piece = view[at : at + _PIPED_AT_ONCE]
+            with Feeding(piece) as feeding:
+                yield "objects.write", join(handle | {"size": len(piece)}), feeding.pipe
+            at += len(piece)
+    except (OSError, RuntimeError):
+        pass
+    return at
 
 
 def get(key: str, *, version: int | None) -> Steps[StoredObject]:
