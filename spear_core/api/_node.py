@@ -250,7 +250,8 @@ class InvokeResponse:
     message: str
     task: TaskInfo
     status_endpoint: str = ""
-    """``/status/<execution_id>`` for ``async``, empty for ``sync``."""
+    """``/status/<execution_id>`` for ``async``: what :meth:`NodeApi.get_task` takes; empty for
+    ``sync``."""
     estimated_completion_ms: int = 0
 
 
@@ -428,7 +429,9 @@ class NodeApi(ABC):
 
     @abstractmethod
     async def get_task(self, task_id: str, *, wait: bool = False) -> TaskInfo:
-        """A task, by its id or its execution's; ``wait`` waits until it is final.
+        """A task, by its id, its execution's or its status endpoint.
+
+        ``wait`` waits until it is final.
 
         **Raises** :exc:`~spear_core.errors.TaskNotFoundError`.
         """

@@ -41,10 +41,13 @@ if TYPE_CHECKING:
     from spear_core.node._journal import TaskEntry
     from spear_core.node._task_objects import TaskObjects
 
-__all__ = ["Task", "TaskTable", "Work"]
+__all__ = ["STATUS_ENDPOINT", "Task", "TaskTable", "Work"]
 
 Work = Callable[[Instance, ExecutionRequest], Awaitable[ExecutionResponse]]
 """What an execution does with its instance."""
+
+STATUS_ENDPOINT = "/status/"
+"""And an execution's id: what an `async` call is told to ask for."""
 
 _TIDY_S = 30.0
 """How exactly the age of finished tasks is looked at."""
@@ -390,8 +393,13 @@ class TaskTable:
             yield from self.below(child)
 
     def get(self, task_id: str) -> Task:
-        """By the task's or its execution's id. :raises TaskNotFoundError: unknown."""
-        task = self._tasks.get(task_id) or self._by_execution.get(task_id)
+        """By the task's or its execution's id, or its status endpoint.
+
+        :raises TaskNotFoundError: unknown.
+        """
+        task = self._tasks.get(task_id) or self._by_execution.get(
+            task_id.removeprefix(STATUS_ENDPOINT)
+        )
         if task is None:
             raise TaskNotFoundError(
                 f"no task {task_id!r} is known here: it was never made on this node, its result "

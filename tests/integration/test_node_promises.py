@@ -175,6 +175,7 @@ async def test_async_answers_once_it_is_queued(api: NodeApi, kind: str) -> None:
     assert by_task.result is not None
     assert by_task.result.output == b"x"
     assert await api.get_task(response.task.execution_id) == by_task
+    assert await api.get_task(response.status_endpoint) == by_task
     again = await api.invoke(request)
     assert 0 <= again.estimated_completion_ms < 12_500
 

@@ -159,7 +159,7 @@ async function main() {
     mode: "EXECUTION_MODE_ASYNC",
   });
   seen.accepted = { endpoint: accepted.status_endpoint, execution_id: accepted.execution_id };
-  const task = await ask(tasks, "GetTask", { task_id: accepted.task_id, wait: true });
+  const task = await ask(tasks, "GetTask", { task_id: accepted.status_endpoint, wait: true });
   seen.waited = { state: task.state, output: task.result.output.toString() };
 
   seen.objects = await objects();
