@@ -22,6 +22,7 @@ from spear_core.node._deploying import Deployer
 from spear_core.node._executor import Executor, open_executor
 from spear_core.node._function_calls import TaskCalls
 from spear_core.node._hostcalls import NodeHostcalls
+from spear_core.node._invocations import Invocations
 from spear_core.node._journal import open_journal
 from spear_core.node._kept_state import check_store, open_kept_state
 from spear_core.node._local_node import LocalNode, NodeIdentity
@@ -190,18 +191,26 @@ async def open_node(
         deployer = Deployer(
             artifacts, executor, plugins=plugins, services=services, secrets=secrets, log=log
         )
+        invocations = Invocations(
+            services,
+            artifacts=artifacts,
+            tasks=tasks,
+            executor=executor,
+            config=config,
+            tracing=tracing,
+            journal=journal,
+            objects=objects,
+        )
         local = LocalNode(
             NodeIdentity(node_id=node_id, state_dir=paths.root, started_at=time.time()),
             plugins,
             services,
-            artifacts=artifacts,
+            invocations=invocations,
             tasks=tasks,
             logs=logs,
             executor=executor,
             deployer=deployer,
             config=config,
-            tracing=tracing,
-            journal=journal,
             objects=objects,
         )
 
