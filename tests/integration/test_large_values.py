@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from spear_core.api import IsolationLevel, ObjectGrants
+from spear_core.api import IsolationLevel, Limits, ObjectGrants
 from spear_core.client import connect
 from spear_core.errors import StoreFullError
 from spear_runtime_process._machine import look_around
@@ -32,8 +32,8 @@ fed = []
 
 class Counted(_pipes.Feeding):
     def __init__(self, view):
-        fed.append(len(view))
         super().__init__(view)
+        fed.append(len(view))
 
 _pipes.Feeding = Counted
 
@@ -68,6 +68,14 @@ async def many(count: int, ctx: Context) -> list:
     beating.cancel()
     right = [bytes(await ctx.objects.aget(f"many/{n}")) == v for n, v in enumerate(values)]
     return [right, bool(beats)]
+
+@function
+def stream(size: int, ctx: Context) -> list:
+    fed.clear()
+    with ctx.objects.create("streamed") as writer:
+        for piece in (b"small", pattern(size), b"small"):
+            writer.write(piece)
+    return [writer.stat.sha256, list(fed)]
 
 def raw(ctx, verb, fd=None, beside=b"", **head):
     data = json.dumps(head).encode()
@@ -262,6 +270,24 @@ async def test_large_values_go_through_pipes(start_node: Callable[..., Any]) -> 
             return not blobs(node)
 
         await until(swept)
+
+
+async def test_large_pieces_go_through_pipes(start_node: Callable[..., Any]) -> None:
+    async with deployed(start_node(CONFIG)) as client:
+        answer = (await client.invoke("agent:stream", 20 * MIB)).json()
+        value = b"small" + hashlib.sha256(b"1").digest() * (20 * MIB // 32) + b"small"
+        assert answer == [hashlib.sha256(value).hexdigest(), [20 * MIB]]
+        assert (await client.objects.get("agent/streamed")).data == value
+
+
+async def test_an_agent_that_may_not_have_another_thread(start_node: Callable[..., Any]) -> None:
+    machine = await look_around(bwrap="bwrap", use_cgroups=True)
+    if not machine.cgroups:
+        pytest.skip(machine.cgroups_reason)
+    async with deployed(start_node(CONFIG)) as client:
+        await client.deploy(AGENT, name="narrow", filename="agent.py", limits=Limits(processes=2))
+        answer = (await client.invoke("narrow:put", ["k", 9 * MIB, 1, {}])).json()
+        assert answer == [1, 9 * MIB, digest(9 * MIB, 1), []]
 
 
 async def test_many_at_once_from_async_code(start_node: Callable[..., Any]) -> None:
