@@ -7,12 +7,12 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import trio
 
-__all__ = ["copy_to"]
+__all__ = ["Window", "copy_to"]
 
 _LEAST, _MOST = 4 << 20, 16 << 20
 """Bytes that one thread copies at once. Less is not worth waking it for. Pieces of what is larger
@@ -21,6 +21,13 @@ large in one call, and takes up to twice as long otherwise."""
 
 _MOST_THREADS = 4
 """More are no quicker: the memory is what they wait for."""
+
+
+_AROUND = 16 * mmap.PAGESIZE
+
+Window = ctypes.c_ubyte * (1 << 62)
+"""An array over an address. It has no end, because there would be a type for each size
+otherwise, which Python keeps for ever; of it only slices are used."""
 
 
 class _Buffer(ctypes.Structure):
@@ -62,46 +69,61 @@ def _address_of(source: memoryview) -> Iterator[int]:
         _release_buffer(ctypes.byref(buffer))
 
 
-def copy_to(target: int, source: memoryview) -> None:
+def copy_to(target: int, source: memoryview, *, touched: bool = True) -> None:
     """Copy all of it to where there is room for it. Blocks; a large one belongs into a thread.
 
     When it returns, no other thread writes there any more.
 
     :param source: C-contiguous. It must not change meanwhile.
+    :param touched: false where pages of a file are mapped that this mapping was never used for.
     """
     size = source.nbytes
     with _address_of(source) as start:
+
+        def move(place: int, count: int) -> None:
+            if not touched:
+                _touch(target + place, count)
+            ctypes.memmove(target + place, start + place, count)
+
         threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), size // _LEAST)
         if threads < 2:
-            ctypes.memmove(target, start, size)
+            move(0, size)
         else:
-            _copy_together(target, start, size, threads)
+            _share(move, size, threads)
 
 
-def _copy_together(target: int, start: int, size: int, threads: int) -> None:
-    """Whichever thread is free takes the next piece, so that none waits for one that is late."""
+def _touch(address: int, size: int) -> None:
+    """Read a byte here and there: the kernel then maps sixteen pages at a time (its
+    ``fault_around_bytes``), for writing, too, while each page that is written to first is a page
+    fault of its own."""
+    memoryview(Window.from_address(address)).cast("B")[:size:_AROUND].tobytes()
+
+
+def _share(move: Callable[[int, int], None], size: int, threads: int) -> None:
+    """Have several threads move pieces. Whichever is free takes the next one, so that none waits
+    for one that is late."""
     piece = min(_MOST, -(-size // threads // mmap.PAGESIZE) * mmap.PAGESIZE)
     places = deque(range(0, size, piece))
     pieces = len(places)
     helped = threading.Semaphore(0)
 
-    def copy_next() -> bool:
+    def move_next() -> bool:
         try:
             place = places.popleft()
         except IndexError:
             return False
-        ctypes.memmove(target + place, start + place, min(piece, size - place))
+        move(place, min(piece, size - place))
         return True
 
     def help_out() -> None:
-        while copy_next():
+        while move_next():
             helped.release()
 
     with suppress(RuntimeError):  # no more threads: then with those that there are
         for _ in range(threads - 1):
             trio.lowlevel.start_thread_soon(help_out, lambda result: None)
     mine = 0
-    while copy_next():
+    while move_next():
         mine += 1
     for _ in range(pieces - mine):
         helped.acquire()

@@ -8,7 +8,7 @@ import fcntl
 import mmap
 import os
 
-from spear_core.builtins._memory_copying import copy_to
+from spear_core.builtins._memory_copying import Window, copy_to
 from spear_core.stores import SEALS
 
 __all__ = ["Segment", "room_for"]
@@ -19,10 +19,6 @@ _MAP_FIXED = 0x10
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _AT_ONCE = 16 << 20
 """Bytes in one call: Linux writes at most 2 GiB."""
-
-_Window = ctypes.c_ubyte * (1 << 62)
-"""An array over an address. It has no end, because there would be a type for each size
-otherwise, which Python keeps for ever; of it only slices are shown."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap = _libc.mmap
@@ -53,7 +49,7 @@ class Segment:
     writes to it again.
     """
 
-    __slots__ = ("_address", "_filled", "fd", "lent", "room", "size")
+    __slots__ = ("_address", "_filled", "_touched", "fd", "lent", "room", "size")
 
     def __init__(self, fd: int, *, size: int = 0, sealed: bool = False) -> None:
         """:param fd: of a memfd, from now on the segment's. :param size: of the value in it.
@@ -64,6 +60,7 @@ class Segment:
         """Bytes that are mapped, or 0."""
         self.lent = sealed
         self._filled = size
+        self._touched = 0
         self._address = 0
 
     @classmethod
@@ -86,7 +83,8 @@ class Segment:
         """
         known = max(0, min(len(piece), self._filled - place)) if self._address else 0
         if known:
-            copy_to(self._address + place, piece[:known])
+            copy_to(self._address + place, piece[:known], touched=place + known <= self._touched)
+            self._touched = max(self._touched, place + known)
         at = known
         while at < len(piece):
             at += os.pwrite(self.fd, piece[at : at + _AT_ONCE], place + at)
@@ -119,7 +117,7 @@ class Segment:
             else:
                 self._map(room, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED)
         assert size <= self.room  # behind it, there may be anything
-        return _Window.from_address(self._address)
+        return Window.from_address(self._address)
 
     def _map(self, room: int, protection: int, flags: int) -> None:
         at = self._address or None

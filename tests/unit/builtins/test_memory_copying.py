@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +58,21 @@ def test_all_of_it_is_copied(
     content, target = os.urandom(size), Target(size)
     copy_to(target.address, memoryview(kind(content)))
     assert target.content == content
+
+
+@pytest.mark.parametrize("size", [1, PIECE, 4 * PIECE + 5])
+def test_pages_of_a_file_need_not_be_there(size: int) -> None:
+    content = os.urandom(size)
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(size))
+        file.flush()
+        with mmap.mmap(file.fileno(), size) as mapping:
+            array = (ctypes.c_char * size).from_buffer(mapping)
+            copy_to(ctypes.addressof(array), memoryview(content), touched=False)
+            del array
+            assert mapping[:] == content
+        file.seek(0)
+        assert file.read() == content
 
 
 def test_nothing_is_copied() -> None:

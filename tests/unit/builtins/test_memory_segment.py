@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from spear_core.builtins._memory_copying import copy_to
 from spear_core.builtins._memory_segment import Segment, room_for
 from spear_core.stores import SEALS
 
@@ -53,6 +54,22 @@ def test_values_follow_each_other_in_the_same_pages(segment: Segment) -> None:
         assert shown(segment, value) == value
         assert room_for(len(value)) == segment.room
     assert os.fstat(segment.fd).st_ino == inode
+
+
+def test_pages_are_touched_once_before_they_are_written_to(
+    segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, bool]] = []
+
+    def note(target: int, source: memoryview, *, touched: bool = True) -> None:
+        told.append((len(source), touched))
+        copy_to(target, source, touched=touched)
+
+    monkeypatch.setattr("spear_core.builtins._memory_segment.copy_to", note)
+    shown(segment, VALUE)
+    for size in (400_000, 300_000, 500_000, 500_000):
+        assert shown(segment, SECRET[:size]) == SECRET[:size]
+    assert told == [(400_000, False), (300_000, True), (500_000, False), (500_000, True)]
 
 
 def test_pieces_are_written_behind_one_another(segment: Segment) -> None:

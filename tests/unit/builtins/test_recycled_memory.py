@@ -206,6 +206,24 @@ def test_it_may_come_back_in_the_midst_of_anything() -> None:
     pool.clear()
 
 
+def test_what_comes_back_when_all_was_sorted_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = memory()
+    sort, extra = pool._sort, [taken(pool, 100 * KIB)]
+
+    def sort_and_then(*arguments: Any) -> list[Segment]:
+        sorted_out = sort(*arguments)
+        while extra:
+            pool.put_back(extra.pop())
+        return sorted_out
+
+    monkeypatch.setattr(pool, "_sort", sort_and_then)
+    back(pool, 300 * KIB)
+    assert pool.waiting == 400 * KIB
+    pool.clear()
+
+
 def test_threads_never_have_the_same_one() -> None:
     pool = memory(2000 * KIB, most_files=12)
     failed: list[str] = []
