@@ -24,6 +24,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)  # which children do not inherit
 
+# Before its first program, zig builds a libc, for a quarter of a minute: once is enough, whatever
+# HOME a test gives to what it starts.
+os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(Path.home() / ".cache" / "zig"))
+
 # How long an example takes says how busy the machine is, and is no reason to fail.
 settings.register_profile(
     "spear", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]

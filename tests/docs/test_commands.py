@@ -113,7 +113,6 @@ def shell(desk: Path, text: str) -> tuple[int, str]:
     path = f"{desk.parent / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = dict(os.environ, PATH=path, HOME=str(desk.parent), XDG_STATE_HOME=str(desk.parent / "s"))
     env.pop("SPEAR_STATE_DIR", None)
-    env.setdefault("ZIG_GLOBAL_CACHE_DIR", str(Path.home() / ".cache" / "zig"))
     with subprocess.Popen(
         ["bash", "-c", text],
         cwd=desk,
