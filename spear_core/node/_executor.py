@@ -7,8 +7,8 @@ is a mere record until it has its slot (:meth:`Executor.start`).
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from logging import Logger
 
 import trio
@@ -16,17 +16,13 @@ import trio
 from spear_core._late_scope import run_in_scope
 from spear_core.api import (
     Artifact,
-    ExecutionRequest,
-    Instance,
     InvokeRequest,
     Resources,
     SpearletConfig,
     TaskState,
 )
 from spear_core.errors import (
-    ChannelError,
     CircuitOpenError,
-    InstanceError,
     ResourceExhaustedError,
     RuntimeUnavailableError,
     SpearError,
@@ -34,13 +30,12 @@ from spear_core.errors import (
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import Background, open_background
 from spear_core.node._capacity import Capacity, node_capacity
-from spear_core.node._circuits import Circuits
 from spear_core.node._deadlines import Deadlines
 from spear_core.node._deployments import Deployments, RuntimeSource
+from spear_core.node._executions import Executions
 from spear_core.node._failures import as_spear_error
 from spear_core.node._log_context import working_on
 from spear_core.node._metrics import ExecutionRecorder
-from spear_core.node._pool import InstancePool, PooledInstance
 from spear_core.node._results import Results
 from spear_core.node._retries import backoff_s, is_retried
 from spear_core.node._runtime_health import RuntimeHealth
@@ -76,13 +71,12 @@ class Executor:
         self._config = config
         self._background = background
         self._log = log
-        self._secrets = secrets or Secrets({}, warn=log.warning)
-        self._objects = objects
+        secrets = secrets or Secrets({}, warn=log.warning)
         self._results = Results(
-            node_id, self._secrets, max_output_bytes=config.execution.max_output_bytes
+            node_id, secrets, max_output_bytes=config.execution.max_output_bytes
         )
         self.deployments = Deployments(
-            runtimes, artifacts, config.pool, background=background, log=log, secrets=self._secrets
+            runtimes, artifacts, config.pool, background=background, log=log, secrets=secrets
         )
         clock = trio.lowlevel.current_clock().current_time
         self.slots = Slots(
@@ -91,14 +85,23 @@ class Executor:
             instances_of=self.deployments.most_executions,
             clock=clock,
         )
-        self._circuits = Circuits(config.execution, clock=clock)
-        self._health = RuntimeHealth(runtimes.current_runtime, background, clock=clock, log=log)
+        self.recorder = ExecutionRecorder(histograms=config.execution.enable_metrics)
+        self._executions = Executions(
+            self.deployments,
+            self.slots,
+            self._results,
+            self.recorder,
+            config,
+            health=RuntimeHealth(runtimes.current_runtime, background, clock=clock, log=log),
+            secrets=secrets,
+            objects=objects,
+            log=log,
+        )
         self._deadlines = Deadlines(self._expire)
         self._began_last: trio.lowlevel.Task | None = None
         """Who began the last execution on a runtime that is prompt, …"""
         self._in_a_row = 0
         """… and how many."""
-        self.recorder = ExecutionRecorder(histograms=config.execution.enable_metrics)
 
     def accept(
         self, artifact: Artifact, request: InvokeRequest, *, entry: str, deadline: float
@@ -110,8 +113,7 @@ class Executor:
         :raises RuntimeUnavailableError: its runtime is unwell.
         """
         try:
-            self._circuits.check(artifact)
-            self._health.check(artifact.runtime)
+            self._executions.check(artifact)
             priority = request.priority
             if request.parent_task_id and not request.detached:
                 parent = self._tasks.get(request.parent_task_id)
@@ -304,7 +306,7 @@ class Executor:
         while True:
             try:
                 await self.slots.hold(task)
-                await self._execute(task)
+                await self._executions.execute(task)
             except Exception as raised:  # barrier: one execution
                 error = as_spear_error(raised, f"task {task.id}", self._log)
             else:
@@ -371,98 +373,13 @@ class Executor:
             error_code=result.error.code if result and result.error else "",
         )
 
-    async def _execute(self, task: Task) -> None:
-        """One execution, watched by the artifact's circuit."""
-        artifact = task.artifact
-        self._health.check(artifact.runtime)
-        self._circuits.enter(artifact)
-        try:
-            await self._execute_somewhere(task)
-        except Exception as raised:
-            error = as_spear_error(raised, f"task {task.id}", self._log)
-            self._secrets.strike_exception(artifact, error)
-            if self._circuits.failed(artifact, error):
-                self._log.warning("%s keeps breaking, its circuit is open: %s", artifact.ref, error)
-            if isinstance(error, InstanceError | ChannelError):
-                self._health.suspect(artifact.runtime)
-            raise error from raised
-        except BaseException:
-            self._circuits.left(artifact)
-            raise
-        self._circuits.succeeded(artifact)
-
-    async def _execute_somewhere(self, task: Task) -> None:
-        artifact = task.artifact
-        deployment = await self.deployments.get(artifact)
-        if artifact.reuse:
-            pooled = await self._borrow(deployment.pool, task)
-            with _lent(deployment.pool, pooled):
-                await self._execute_on(task, pooled.running, cold=pooled.cold)
-            return
-        spec = self.deployments.single_use(artifact)
-        async with deployment.runtime.open_instance(spec) as instance:
-            self.deployments.show(spec, instance)
-            try:
-                await self._execute_on(task, instance, cold=True)
-            finally:
-                self.deployments.hide(spec)
-
-    async def _borrow(self, pool: InstancePool, task: Task) -> PooledInstance:
-        """An instance; who waits for one keeps no slot from tasks that could run."""
-        if (idle := pool.take_idle()) is not None:
-            return idle
-        self.slots.leave(task.turn)
-        pooled = await pool.acquire()
-        try:
-            await self.slots.hold_again(task)
-        except trio.Cancelled:
-            pool.release(pooled)
-            raise
-        return pooled
-
-    async def _execute_on(self, task: Task, instance: Instance, *, cold: bool) -> None:
-        if task.record is not None:
-            await task.record.begin()
-        task.move(TaskState.RUNNING)
-        started = time.perf_counter()
-        task.queue_s = max(0.0, started - task.waiting_since)
-        task.cold = cold
-        task.instance_id = instance.id.instance_id
-        self.recorder.started(task.artifact, queue_s=task.queue_s, cold=cold)
-        try:
-            response = await task.execute(
-                instance,
-                ExecutionRequest(
-                    execution_id=task.execution_id,
-                    task_id=task.id,
-                    attempt=task.attempt,
-                    entry=task.entry,
-                    payload=task.payload,
-                    content_type=task.content_type,
-                    deadline_s=task.deadline - trio.current_time(),
-                    trace=task.trace,
-                    context=task.context,
-                ),
-            )
-        finally:
-            elapsed = task.execution_s = time.perf_counter() - started
-        kept = None
-        if (
-            self._objects is not None
-            and len(response.payload) > self._objects.most_inline
-            and len(response.payload) <= self._results.most_output(task)
-        ):
-            await trio.lowlevel.checkpoint()  # see run_in_scope: a store may enter a scope
-            kept = await self._objects.keep_output(task, response)
-        self._results.finish(task, response, elapsed, kept)
-
     def reconfigure(self, config: SpearletConfig) -> None:
         """Take new limits: what runs goes on, lower ones take effect as things end."""
         self._config = config
         self._results.max_output_bytes = config.execution.max_output_bytes
         self.deployments.configure(config.pool)  # first: the slots ask how many instances fit
         self.slots.reconfigure(config.execution)
-        self._circuits.reconfigure(config.execution)
+        self._executions.reconfigure(config)
 
     async def undeploy(self, artifact: Artifact) -> None:
         """End the idle instances of an artifact that is about to be deleted."""
@@ -522,21 +439,6 @@ class Executor:
     async def watch_deadlines(self) -> None:
         """Expire tasks that wait as records, for ever."""
         await self._deadlines.watch()
-
-
-@contextmanager
-def _lent(pool: InstancePool, pooled: PooledInstance) -> Iterator[None]:
-    """Give the instance back at the end; as broken, if the execution did not end by itself."""
-    try:
-        yield
-    except SpearError as error:
-        pool.release(pooled, broken=str(error))
-        raise
-    except BaseException as error:
-        why = f"its execution ended by {type(error).__name__}"
-        pool.release(pooled, broken=why, cancelled=not isinstance(error, Exception))
-        raise
-    pool.release(pooled)
 
 
 @asynccontextmanager

@@ -176,10 +176,10 @@ async def test_a_large_output_may_be_kept_by_a_store_with_scopes_of_its_own(
     async with open_steered_node(capabilities=PROMPT) as node:
         await node.api.deploy(UPLOAD)
         await node.api.invoke(CALL)
-        node.api._executor._objects = store
+        node.api._executor._executions._objects = store
         response = await node.api.invoke(attrs.evolve(CALL, payload=bytes(100)))
         assert response.task.state is TaskState.COMPLETED, response.message
-        node.api._executor._objects = None
+        node.api._executor._executions._objects = None
     assert store.kept == 100
 
 
