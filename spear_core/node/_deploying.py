@@ -157,6 +157,8 @@ class Deployer:
         """See :meth:`NodeApi.set_artifact_state`."""
         async with self._changing:
             info = await self._artifacts.set_state(name, version, state)
+            disabled = state is ArtifactState.DISABLED
+            self._executor.deployments.set_disabled(name, version, disabled)
             self.keep_warm()
             return info
 

@@ -14,6 +14,7 @@ import trio
 
 from spear_core.api import (
     Artifact,
+    ArtifactState,
     Capability,
     Instance,
     InstanceInfo,
@@ -59,6 +60,7 @@ class Deployment:
     """Its runtime is ``Capability.PROMPT``."""
 
 
+_DISABLED = "its artifact is disabled"
 _Key = tuple[str, int]
 _Single = tuple[InstanceSpec, Instance, float]
 """And since when, on the wall clock: a record that is made for each execution is a small one."""
@@ -131,6 +133,8 @@ class Deployments:
                     prompt=self._can(artifact, Capability.PROMPT),
                 )
                 pool.keep_warm(key in self._warm)
+                if self._artifacts.info(*key).state is ArtifactState.DISABLED:
+                    pool.wind_down(_DISABLED)  # it is for what was queued before
         return self._deployments[key]
 
     def _new_pool(self, artifact: Artifact, runtime: Runtime) -> InstancePool:
@@ -198,6 +202,11 @@ class Deployments:
         self._config = config
         for deployment in self._deployments.values():
             deployment.pool.configure(config)
+
+    def set_disabled(self, name: str, version: int, disabled: bool) -> None:
+        """Have the instances of a version that takes no new tasks end when nobody needs them."""
+        if deployment := self._deployments.get((name, version)):
+            deployment.pool.wind_down(_DISABLED if disabled else "")
 
     async def undeploy(self, artifact: Artifact) -> None:
         """End the idle instances of an artifact that is about to be deleted."""

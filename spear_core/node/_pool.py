@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from logging import Logger
 
+import attrs
 import outcome
 import trio
 
@@ -44,6 +45,8 @@ __all__ = ["InstancePool", "PooledInstance", "describe_instance"]
 
 _STABLE_S = 10.0
 """One that dies sooner after its start counts as an attempt that failed."""
+_LAST_IDLE_MS = 1_000
+"""How long one stays idle in a pool that winds down: its last tasks may come one after another."""
 
 
 class InstancePool:
@@ -75,6 +78,7 @@ class InstancePool:
         self._concurrency = concurrency
         self._node_config = config
         self._warm = False
+        self._winding_down = False
         self._take_config()
         self.live: dict[str, PooledInstance] = {}
         self._free: dict[PooledInstance, None] = {}
@@ -177,6 +181,8 @@ class InstancePool:
         while pooled.outstanding < self._concurrency and pooled.takes_more:
             if not self._waiting:
                 self._free[pooled] = None
+                if self._winding_down:
+                    self._look_in_time(pooled)
                 return
             task, _ = self._waiting.popitem(last=False)
             trio.lowlevel.reschedule(task, outcome.Value(self._lend(pooled, cold=cold)))
@@ -198,8 +204,24 @@ class InstancePool:
             self._warm = warm
             self._apply()
 
+    def wind_down(self, reason: str) -> None:
+        """Only what is queued already comes any more; an empty ``reason`` takes that back.
+
+        Idle instances end now, the others soon after nobody needs them.
+        """
+        self._winding_down = bool(reason)
+        if reason:
+            for pooled in list(self._free):
+                if not pooled.outstanding:
+                    self._retire(pooled, reason)
+        self._apply()
+
     def _take_config(self) -> None:
-        self._config = effective_config(self._node_config, self._artifact.pool, warm=self._warm)
+        warm = self._warm and not self._winding_down
+        self._config = effective_config(self._node_config, self._artifact.pool, warm=warm)
+        if self._winding_down:
+            soon = min(self._config.idle_timeout_ms, _LAST_IDLE_MS)
+            self._config = attrs.evolve(self._config, idle_timeout_ms=soon)
         self._select = POLICIES[self._config.selection]
 
     def _apply(self) -> None:
@@ -207,11 +229,15 @@ class InstancePool:
         for pooled in list(self._free):
             if self._alive() > self._config.max_instances and not pooled.outstanding:
                 self._retire(pooled, "there are more than pool.max_instances")
-        now = trio.current_time()
         for pooled in self.live.values():
-            if pooled.look is not None:
-                pooled.look.deadline = now + self._next_look(pooled, now)
+            self._look_in_time(pooled)
         self._grow()
+
+    def _look_in_time(self, pooled: PooledInstance) -> None:
+        """Have it looked at when that is due by what is so now."""
+        if pooled.look is not None:
+            now = trio.current_time()
+            pooled.look.deadline = now + self._next_look(pooled, now)
 
     def close(self, reason: str) -> None:
         """Retire everything; an instance that is lent out goes when it comes back."""

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from spear_core._bundle import pack
 from spear_core.api import (
@@ -20,10 +21,17 @@ from spear_core.api import (
     ArtifactState,
     ArtifactUpload,
     ErrorInfo,
+    ExecutionConfig,
+    ExecutionMode,
+    ExecutionRequest,
     ExecutionResponse,
+    InstanceState,
     InvokeRequest,
+    NodeApi,
+    PoolSettings,
     SecretSource,
     SpearletConfig,
+    TaskState,
 )
 from spear_core.errors import (
     ArtifactCorruptError,
@@ -398,6 +406,63 @@ async def test_a_node_chooses_between_versions(open_steered_node: Any) -> None:
         with pytest.raises(ArtifactDisabledError):
             await api.invoke(InvokeRequest(function="f"))
         assert (await api.invoke(InvokeRequest(function="f@3"))).success
+
+
+async def warm(api: NodeApi, many: int) -> None:
+    """Wait until so many instances are ready, however long threads take; the clock stands still."""
+    while [i.state for i in await api.list_instances()] != [InstanceState.READY] * many:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_disabled_version_keeps_no_instances(
+    open_steered_node: Any, runtime: Any, mock_clock: trio.testing.MockClock
+) -> None:
+    """Idle ones end at once, and the one that still works soon after the last queued task."""
+    go_on = trio.Event()
+
+    async def work(request: ExecutionRequest) -> ExecutionResponse:
+        await go_on.wait()
+        return ExecutionResponse.completed(b"")
+
+    runtime.behaviour = work
+    submit = InvokeRequest(function="f", mode=ExecutionMode.ASYNC)
+    one_slot = SpearletConfig(execution=ExecutionConfig(max_concurrent_tasks=1))
+    async with open_steered_node(one_slot) as node:
+        api = node.api
+        await api.deploy(steered(pool=PoolSettings(min_instances=3)))
+        await warm(api, 3)
+        queued = [(await api.invoke(submit)).task.task_id for _ in range(3)]
+        await trio.testing.wait_all_tasks_blocked()
+        await api.set_artifact_state("f", 1, ArtifactState.DISABLED)
+        await trio.testing.wait_all_tasks_blocked()
+        (busy,) = await api.list_instances()
+        assert busy.state is InstanceState.RUNNING
+        go_on.set()
+        results = [(await api.get_task(task, wait=True)).result for task in queued]
+        assert {result.instance_id for result in results} == {busy.instance_id}  # no fresh ones
+        mock_clock.jump(2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not await api.list_instances()
+        assert (await api.get_artifact("f@1")).info.in_use == 0
+        await api.set_artifact_state("f", 1, ArtifactState.READY)
+        await warm(api, 3)
+
+
+async def test_what_was_queued_for_a_disabled_version_leaves_no_instance_after_a_restart(
+    open_steered_node: Any, runtime: Any, disk: Any
+) -> None:
+    no_grace = SpearletConfig(execution=ExecutionConfig(shutdown_grace_ms=0))
+    async with open_steered_node(no_grace, disk=disk) as node:
+        await node.api.deploy(steered())
+        runtime.start_delay = 1e6
+        task = (await node.api.invoke(InvokeRequest(function="f", mode=ExecutionMode.ASYNC))).task
+        await node.api.set_artifact_state("f", 1, ArtifactState.DISABLED)
+    runtime.start_delay = 0
+    async with open_steered_node(disk=disk) as node:
+        with trio.fail_after(60):  # an idle one would stay for five minutes
+            assert (await node.api.get_task(task.task_id, wait=True)).state is TaskState.COMPLETED
+            while await node.api.list_instances():  # noqa: ASYNC110
+                await trio.sleep(0.05)
 
 
 async def test_a_deploy_is_seen_while_its_runtime_prepares(
