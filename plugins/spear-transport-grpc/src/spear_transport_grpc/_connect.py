@@ -29,6 +29,7 @@ _OPTIONS = {
     "grpc.http2.lookahead_bytes": _WINDOW,
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.http2.ping_timeout_ms": 20_000,  # the newer name, else a minute
 }
 
 

@@ -21,6 +21,8 @@ __all__ = ["open_door_server"]
 
 _LAST_ANSWERS_S = 5.0
 """How long calls under way may take to be answered once the node has ended its tasks."""
+_SIGN_OF_LIFE_S = 20.0
+"""How long a client may take to say that it is there."""
 _WINDOW = 1 << 20
 """Bytes of a stream that a client may send before a function reads them."""
 
@@ -31,7 +33,8 @@ def _options(config: DoorConfig) -> Mapping[str, int | str]:
         "grpc.max_send_message_length": config.max_message_bytes,
         "grpc.max_concurrent_streams": config.max_concurrent_streams,
         "grpc.keepalive_time_ms": int(config.keepalive_s * 1000),
-        "grpc.keepalive_timeout_ms": 20_000,
+        "grpc.keepalive_timeout_ms": int(_SIGN_OF_LIFE_S * 1000),
+        "grpc.http2.ping_timeout_ms": int(_SIGN_OF_LIFE_S * 1000),  # the newer name, else a minute
         "grpc.http2.max_pings_without_data": 0,
         "grpc.http2.bdp_probe": 0,  # it would let each stream's buffer grow to several MiB
         "grpc.http2.lookahead_bytes": _WINDOW,
