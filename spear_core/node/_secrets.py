@@ -73,6 +73,16 @@ class Secrets:
                     f'such as `[secrets]` with `{name} = {{ file = "/path" }}`'
                 )
 
+    def unresolved(self) -> list[str]:
+        """A line about each secret that has no value here and now; none has a value in it."""
+        found = []
+        for name in self._sources:
+            try:
+                self._value(name)
+            except SecretNotFoundError as error:
+                found.append(error.message)
+        return found
+
     def instance_spec(self, instance_id: RuntimeInstanceId, artifact: Artifact) -> InstanceSpec:
         """What to ask a runtime for, with the values of the artifact's secrets.
 
@@ -92,8 +102,8 @@ class Secrets:
             found = self._environ.get(source.env or "")
             if found is None:
                 raise SecretNotFoundError(
-                    f"the secret {name!r} has no value: the node was started without {source.env} "
-                    "in its environment (secrets are defined in [secrets] of its configuration)"
+                    f"the secret {name!r} has no value: the environment here is without "
+                    f"{source.env} (secrets are defined in [secrets] of the node's configuration)"
                 )
             value = found
         if not value or "\0" in value:

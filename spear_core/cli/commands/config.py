@@ -19,6 +19,7 @@ from spear_core.cli._options import (
 from spear_core.cli._setup import default_config
 from spear_core.cli._terminal import warn, write_line
 from spear_core.config import load_config
+from spear_core.node._secrets import Secrets
 from spear_core.plugins import load_plugins
 
 
@@ -37,7 +38,9 @@ def command(context: click.Context) -> None:
 def check(file: Path | None, config: Path | None) -> None:
     """Report everything that is wrong with the settings.
 
-    Reads those of the node and of every plugin, and names each mistake by its TOML path.
+    Reads those of the node and of every plugin, and names each mistake by its TOML path. A secret
+    that has no value here is named, too: the node may have another environment, so that is no
+    mistake.
 
     \b
     spear config check
@@ -47,7 +50,9 @@ def check(file: Path | None, config: Path | None) -> None:
     for line in plugins.failures:
         warn(line)
     path = file or config or default_config(os.environ)
-    load_config(path, plugins)
+    secrets = Secrets(load_config(path, plugins).spearlet.secrets, warn=warn)
+    for line in secrets.unresolved():
+        warn(line)
     write_line(f"{path}: no problems" if path else "no configuration file; the defaults apply")
 
 

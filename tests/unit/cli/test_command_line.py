@@ -178,6 +178,21 @@ def test_all_problems_of_a_configuration_are_shown(capsys: pytest.CaptureFixture
     assert told(error, capsys) == (2, "error: bad:\n  a: x\n  b: y\n")
 
 
+def test_a_check_names_the_secrets_without_a_value(spear: Any, tmp_path: Path) -> None:
+    given, file = tmp_path / "given", tmp_path / "node.toml"
+    given.write_text("correct horse battery")
+    given.chmod(0o600)
+    file.write_text(
+        f"[secrets]\nhere = {{ file = '{given}' }}\ngone = {{ file = '{tmp_path}/gone' }}\n"
+        "unset = { env = 'SPEAR_TEST_IS_NOT_SET' }\n"
+    )
+    answer = spear("config", "check", str(file))
+    assert (answer.code, answer.out.decode()) == (0, f"{file}: no problems\n")
+    gone, unset = answer.err.splitlines()
+    assert "'gone' cannot be read" in gone
+    assert "SPEAR_TEST_IS_NOT_SET" in unset
+
+
 def test_groups_are_told_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     both = ExceptionGroup("", [TaskNotFoundError("a"), ExceptionGroup("", [ConfigError("b")])])
     assert told(both, capsys) == (7, "error: a\nerror: b\n")

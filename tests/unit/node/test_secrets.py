@@ -61,6 +61,23 @@ def test_a_secret_that_is_not_defined_is_named_with_the_remedy() -> None:
     secrets.check("f", {"A": "other"})
 
 
+def test_all_that_have_no_value_are_named_and_no_value_is(file: Path, tmp_path: Path) -> None:
+    sources = {
+        "one": SecretSource(env="ONE"),
+        "two": SecretSource(file=file),
+        "three": SecretSource(env="THREE"),
+        "four": SecretSource(file=tmp_path / "gone"),
+        "five": SecretSource(file=tmp_path),
+    }
+    secrets = Secrets(sources, warn=pytest.fail, environ={"ONE": "1"})
+    three, four, five = secrets.unresolved()
+    assert "'three' has no value" in three
+    assert "THREE" in three
+    assert "'four' cannot be read" in four
+    assert "'five'" in five
+    assert VALUE not in "".join((three, four, five))
+
+
 def test_a_file_that_is_no_secret_is_refused_without_its_content(tmp_path: Path) -> None:
     binary, empty, long = tmp_path / "binary", tmp_path / "empty", tmp_path / "long"
     binary.write_bytes(b"\xffsecret")
