@@ -53,8 +53,9 @@ class Objects:
         """Write a new version.
 
         :param data: bytes or anything with a buffer: an array, a numpy array, a mapped file. A
-            large one is copied once, into memory that the node and all readers share. :param
-            options: ``expect``, ``content_type``, ``ttl``, ``hashed``.
+            large one is copied once, into memory that the node and all readers share, or through
+            a pipe to where the node keeps it.
+        :param options: ``expect``, ``content_type``, ``ttl``, ``hashed``.
 
         Raises: TypeError for text, MemoryError.
         """
