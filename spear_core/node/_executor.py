@@ -146,9 +146,9 @@ class Executor:
         """
         self.slots.capacity.check_room_for(Capacity.of(resources), name)
 
-    def estimate_s(self, artifact: Artifact, default: float) -> float:
-        """Seconds that an execution of this artifact has taken on average."""
-        average = self.recorder.average_of(artifact)
+    def estimate_s(self, task: Task, default: float) -> float:
+        """Seconds that an execution of this task's function has taken on average."""
+        average = self.recorder.average_of(task.artifact, task.entry)
         return default if average is None else average
 
     def readmit(self, task: Task) -> None:
@@ -345,6 +345,7 @@ class Executor:
         self.recorder.ended(
             task.artifact,
             TaskState.RETRYING,
+            entry=task.entry,
             execution_s=task.execution_s,
             error_code=info.code,
             retried=True,
@@ -368,6 +369,7 @@ class Executor:
         self.recorder.ended(
             task.artifact,
             task.state,
+            entry=task.entry,
             execution_s=task.execution_s,
             usage=result.usage if result else None,
             error_code=result.error.code if result and result.error else "",

@@ -24,7 +24,7 @@ from spear_core.node._request_checks import check_depth, check_sizes, timeout_of
 from spear_core.node._services import Services
 from spear_core.node._streams import TaskStream, open_task_stream
 from spear_core.node._task_objects import TaskObjects
-from spear_core.node._tasks import Task, TaskTable
+from spear_core.node._tasks import STATUS_ENDPOINT, Task, TaskTable
 from spear_core.node._tracing import Tracing
 
 __all__ = ["Invocations", "wait_settled"]
@@ -178,12 +178,12 @@ class Invocations:
 
     def _accepted(self, task: Task) -> InvokeResponse:
         timeout_s = task.deadline - trio.current_time()
-        estimate = min(timeout_s, self._executor.estimate_s(task.artifact, timeout_s))
+        estimate = min(timeout_s, self._executor.estimate_s(task, timeout_s))
         return InvokeResponse(
             success=True,
             message="accepted",
             task=task.info(),
-            status_endpoint=f"/status/{task.execution_id}",
+            status_endpoint=f"{STATUS_ENDPOINT}{task.execution_id}",
             estimated_completion_ms=round(estimate * 1000),
         )
 

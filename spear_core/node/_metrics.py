@@ -34,9 +34,23 @@ _MOST_ARTIFACTS = 1_000
 _MOST_CODES = 64
 """Error codes counted apart: a guest may invent them."""
 
+_MOST_ENTRIES = 64
+"""Functions of an artifact whose times are told apart: a caller may name any number that are not
+there. Beyond, the one that is known for longest is forgotten."""
+
 _OTHER = "other"
 
 _Key = tuple[str, int]
+
+
+class _Times:
+    """How often one function has run, and for how long in all."""
+
+    __slots__ = ("ran", "seconds")
+
+    def __init__(self) -> None:
+        self.ran = 0
+        self.seconds = 0.0
 
 
 class _Counts:
@@ -100,6 +114,8 @@ class ExecutionRecorder:
     """Whether to keep the distribution of times, too (``execution.enable_metrics``)."""
     rejected_requests: int = 0
     _by_artifact: dict[_Key, _Counts] = attrs.field(factory=dict, init=False)
+    _functions: dict[_Key, dict[str, _Times]] = attrs.field(factory=dict, init=False)
+    """By entry: for estimates, which an artifact's total would mix up."""
     _gone: _Counts = attrs.field(factory=_Counts, init=False)
     """Of the artifacts that are deleted: they stay in the totals."""
     _errors: dict[str, int] = attrs.field(factory=dict, init=False)
@@ -141,6 +157,7 @@ class ExecutionRecorder:
         artifact: Artifact,
         state: TaskState,
         *,
+        entry: str = "",
         execution_s: float | None,
         usage: ExecutionUsage | None = None,
         error_code: str = "",
@@ -149,10 +166,12 @@ class ExecutionRecorder:
         """An execution has ended, or a task before it had one.
 
         :param state: final, or ``RETRYING`` when ``retried``.
+        :param entry: which of the artifact's functions it was.
         :param execution_s: with its instance; ``None``: it never had one.
         :param retried: another attempt follows.
         """
-        counts = self._by_artifact.get((artifact.name, artifact.version), self._gone)
+        key = (artifact.name, artifact.version)
+        counts = self._by_artifact.get(key, self._gone)
         counts.ended += 1
         if execution_s is None:
             counts.queued -= 1
@@ -162,6 +181,7 @@ class ExecutionRecorder:
             self._ran += 1
             counts.execution_s += execution_s
             self._execution_s += execution_s
+            self._note_time(key, entry, execution_s)
             if self.histograms:
                 counts.execution_times[bisect_left(BOUNDS_S, execution_s)] += 1
         if state is TaskState.COMPLETED:
@@ -177,6 +197,20 @@ class ExecutionRecorder:
             if (peak := usage.peak_memory_bytes) is not None and peak > counts.peak_memory:
                 counts.peak_memory = peak
 
+    def _note_time(self, key: _Key, entry: str, seconds: float) -> None:
+        functions = self._functions.get(key)
+        if functions is None:
+            if key not in self._by_artifact:
+                return
+            functions = self._functions[key] = {}
+        times = functions.get(entry)
+        if times is None:
+            if len(functions) >= _MOST_ENTRIES:
+                del functions[next(iter(functions))]
+            times = functions[entry] = _Times()
+        times.ran += 1
+        times.seconds += seconds
+
     def _count_error(self, code: str) -> None:
         if code not in self._errors and len(self._errors) >= _MOST_CODES:
             code = _OTHER
@@ -188,11 +222,14 @@ class ExecutionRecorder:
         for key, counts in self._by_artifact.items():
             if not counts.queued and not counts.running:
                 self._gone.add(self._by_artifact.pop(key))
+                self._functions.pop(key, None)
                 return
 
     def forget(self, artifact: Artifact) -> None:
         """An artifact is deleted; what it did stays in the totals."""
-        counts = self._by_artifact.pop((artifact.name, artifact.version), None)
+        key = (artifact.name, artifact.version)
+        counts = self._by_artifact.pop(key, None)
+        self._functions.pop(key, None)
         if counts is not None:
             self._gone.add(counts)
 
@@ -201,10 +238,10 @@ class ExecutionRecorder:
         """Seconds per execution of anything; 0 before the first."""
         return self._execution_s / self._ran if self._ran else 0.0
 
-    def average_of(self, artifact: Artifact) -> float | None:
-        """Seconds per execution of this artifact; ``None`` before the first."""
-        counts = self._by_artifact.get((artifact.name, artifact.version))
-        return counts.execution_s / counts.ran if counts is not None and counts.ran else None
+    def average_of(self, artifact: Artifact, entry: str = "") -> float | None:
+        """Seconds per execution of this function of the artifact; ``None`` before the first."""
+        times = self._functions.get((artifact.name, artifact.version), {}).get(entry)
+        return None if times is None else times.seconds / times.ran
 
     @property
     def errors(self) -> tuple[tuple[str, int], ...]:

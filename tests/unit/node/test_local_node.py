@@ -86,6 +86,12 @@ async def test_async_answers_at_once_and_the_result_is_found_by_either_id(
         assert task == await node.api.get_task(response.task.task_id)
         (listed,) = await node.api.list_tasks()
         assert listed.result.output == b""
+        for function, known in (("f", True), ("f:other", False)):
+            response = await node.api.invoke(
+                InvokeRequest(function=function, mode=ExecutionMode.ASYNC, timeout_s=30)
+            )
+            assert (response.estimated_completion_ms < 30_000) is known
+            await node.api.cancel_task(response.task.task_id)
 
 
 async def test_logs_are_read_while_it_runs_and_after_a_restart(

@@ -34,10 +34,13 @@ def run(
     state: TaskState = TaskState.COMPLETED,
     usage: ExecutionUsage | None = None,
     code: str = "",
+    entry: str = "",
 ) -> None:
     recorder.admitted(artifact)
     recorder.started(artifact, queue_s=queue_s, cold=cold)
-    recorder.ended(artifact, state, execution_s=execution_s, usage=usage, error_code=code)
+    recorder.ended(
+        artifact, state, entry=entry, execution_s=execution_s, usage=usage, error_code=code
+    )
 
 
 def of(recorder: ExecutionRecorder, ref: str = "f@1") -> ArtifactMetrics:
@@ -126,6 +129,27 @@ def test_totals_keep_what_a_deleted_artifact_did_and_its_own_metrics_go() -> Non
     assert recorder.average_of(one) is None
 
 
+def test_each_function_of_an_artifact_has_its_own_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_metrics, "_MOST_ENTRIES", 3)
+    recorder, first, second = ExecutionRecorder(), make_artifact(), make_artifact(version=2)
+    for seconds in (1.0, 3.0):
+        run(recorder, first, entry="slow", execution_s=seconds)
+    run(recorder, first, entry="quick", execution_s=0.5)
+    assert recorder.average_of(first, "slow") == 2.0
+    assert recorder.average_of(first, "quick") == 0.5
+    assert recorder.average_of(first, "never") is None
+    assert recorder.average_of(second, "slow") is None
+    for number in range(100):  # a caller may name what is not there
+        run(recorder, first, entry=f"absent{number}")
+    assert recorder.average_of(first, "slow") is None
+    assert recorder.average_of(first, "absent98") == 0.01
+    assert len(recorder._functions["f", 1]) == 3
+    recorder.forget(first)
+    recorder.ended(first, TaskState.COMPLETED, entry="slow", execution_s=1.0)
+    assert recorder.average_of(first, "slow") is None
+    assert not recorder._functions
+
+
 def test_artifacts_and_error_codes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_metrics, "_MOST_ARTIFACTS", 3)
     monkeypatch.setattr(_metrics, "_MOST_CODES", 2)
@@ -134,6 +158,7 @@ def test_artifacts_and_error_codes_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     for number in range(10):
         run(recorder, make_artifact(f"f{number}"), state=TaskState.FAILED, code=f"code{number}")
     assert [m.artifact for m in recorder.by_artifact(lambda *_: 0)] == ["busy@1", "f8@1", "f9@1"]
+    assert set(recorder._functions) == {("f8", 1), ("f9", 1)}
     assert recorder.total().failed_executions == 10
     assert recorder.errors == (("other", 8), ("code0", 1), ("code1", 1))
 
