@@ -14,10 +14,8 @@ import trio
 
 __all__ = ["Window", "copy_to"]
 
-_LEAST, _MOST = 4 << 20, 16 << 20
-"""Bytes that one thread copies at once. Less is not worth waking it for. Pieces of what is larger
-than the processor's caches must not be small: the C library writes around the caches only what is
-large in one call, and takes up to twice as long otherwise."""
+_LEAST = 2 << 20
+"""Bytes of the smallest piece; half of what another thread is worth waking for."""
 
 _MOST_THREADS = 4
 """More are no quicker: the memory is what they wait for."""
@@ -85,7 +83,7 @@ def copy_to(target: int, source: memoryview, *, touched: bool = True) -> None:
                 _touch(target + place, count)
             ctypes.memmove(target + place, start + place, count)
 
-        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), size // _LEAST)
+        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), size // (2 * _LEAST))
         if threads < 2:
             move(0, size)
         else:
@@ -102,17 +100,16 @@ def _touch(address: int, size: int) -> None:
 def _share(move: Callable[[int, int], None], size: int, threads: int) -> None:
     """Have several threads move pieces. Whichever is free takes the next one, so that none waits
     for one that is late."""
-    piece = min(_MOST, -(-size // threads // mmap.PAGESIZE) * mmap.PAGESIZE)
-    places = deque(range(0, size, piece))
-    pieces = len(places)
+    pieces = deque(_pieces(size, threads))
+    count = len(pieces)
     helped = threading.Semaphore(0)
 
     def move_next() -> bool:
         try:
-            place = places.popleft()
+            piece = pieces.popleft()
         except IndexError:
             return False
-        move(place, min(piece, size - place))
+        move(*piece)
         return True
 
     def help_out() -> None:
@@ -125,5 +122,15 @@ def _share(move: Callable[[int, int], None], size: int, threads: int) -> None:
     mine = 0
     while move_next():
         mine += 1
-    for _ in range(pieces - mine):
+    for _ in range(count - mine):
         helped.acquire()
+
+
+def _pieces(size: int, threads: int) -> Iterator[tuple[int, int]]:
+    """Places and sizes: large pieces first, as each needs the interpreter's lock to begin, then
+    smaller ones, so that all threads end at about the same time."""
+    place = 0
+    while place < size:
+        piece = max(_LEAST, (size - place) // (2 * threads) // mmap.PAGESIZE * mmap.PAGESIZE)
+        yield place, min(piece, size - place)
+        place += piece
