@@ -21,7 +21,7 @@ STORES = {
     "memory": '[stores]\nobjects = "memory"\nmetadata = "memory"\n',
     "lmdb": '[stores]\nobjects = "lmdb"\nmetadata = "lmdb"\n',
 }
-INCREMENTS = int(os.environ.get("SPEAR_TEST_INCREMENTS", "1000"))
+INCREMENTS = int(os.environ.get("SPEAR_TEST_INCREMENTS", "300"))
 """Of each of eight processes; 20,000 in ``nox -s endurance``."""
 INCREMENT = """
 import sys
@@ -341,8 +341,8 @@ def test_a_large_result_outlives_its_node(home: Any, start: Any) -> None:
     ]
 
 
-def test_no_increment_of_eight_processes_is_lost(home: Any, start: Any) -> None:
-    start(STORES["memory"])
+def test_no_increment_of_eight_processes_is_lost(home: Any, start: Any, store: str) -> None:
+    start(STORES[store])
     script = home.folder / "increment.py"
     script.write_text(INCREMENT)
     spear(home, "put", "shared/count", "-", stdin=b"0")
