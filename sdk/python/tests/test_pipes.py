@@ -102,6 +102,7 @@ class Node:
     def __init__(self, *, pipe: bool, error: HostcallError | None = None) -> None:
         self.pipe = pipe
         self.error = error
+        self.refuses = "create"
         self.calls: list[str] = []
         self.value = b""
 
@@ -111,16 +112,14 @@ class Node:
         head, rest = split(payload)
         verb = name.removeprefix("objects.")
         self.calls.append(verb)
+        if verb == self.refuses and self.error is not None:
+            raise self.error
         answer: dict[str, Any] = {"stat": {"key": "k", "size": len(self.value)}}
         if verb == "create":
             assert head["size"] in (None, len(VALUE))
-            if self.error is not None:
-                raise self.error
             answer = {"handle": "h"} | ({"pipe": True} if self.pipe else {})
         elif verb == "write":
             self.value += bytes(rest) if fd is None else read(fd, head["size"])
-            if self.error is not None:
-                raise self.error
         elif verb == "put":
             assert fd is not None
             self.value = os.pread(fd, head["size"], 0)
@@ -150,7 +149,7 @@ def test_a_smaller_one_goes_at_once() -> None:
     assert (node.calls, node.value == VALUE[: PIPED - 1]) == (["put"], True)
 
 
-@pytest.mark.parametrize("trouble", ["no pipes", "no threads", "too many open"])
+@pytest.mark.parametrize("trouble", ["no pipes", "no threads", "too many open", "not opened"])
 def test_it_goes_as_memory_where_no_pipe_can_be(
     monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
@@ -161,11 +160,12 @@ def test_it_goes_as_memory_where_no_pipe_can_be(
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(threading.Thread, "start", start)
-    if trouble == "too many open":
+    if trouble in ("too many open", "not opened"):
         node.error = HostcallError("too many", name="ResourceExhaustedError")
+        node.refuses = "create" if trouble == "too many open" else "write"
     context_of(node).objects.put("k", VALUE)
-    closed = [] if trouble == "too many open" else ["close"]
-    assert (node.calls, node.value == VALUE) == (["create", *closed, "put"], True)
+    between = {"too many open": [], "not opened": ["write"]}.get(trouble, ["close"])
+    assert (node.calls, node.value == VALUE) == (["create", *between, "put"], True)
 
 
 @pytest.mark.parametrize("trouble", ["", "no pipes", "no threads"])
@@ -189,14 +189,7 @@ def test_large_pieces_go_through_pipes_too(monkeypatch: pytest.MonkeyPatch, trou
 def test_what_the_node_refuses_is_raised(refused: str) -> None:
     told = {"name": "StoreFullError", "message": "full", "code": "resource_exhausted"}
     node = Node(pipe=True, error=hostcall_error(told))
-    if refused == "write":
-        exchange = node.exchange
-
-        def late(context: object, name: str, payload: bytes, fd: int | None) -> Any:
-            node.error = hostcall_error(told) if name == "objects.write" else None
-            return exchange(context, name, payload, fd)
-
-        node.exchange = late  # type: ignore[method-assign]
+    node.refuses = refused
     with pytest.raises(StoreFullError):
         context_of(node).objects.put("k", VALUE)
     assert node.calls == (["create"] if refused == "create" else ["create", "write"])

@@ -128,16 +128,15 @@ def _put_through_pipes(head: dict[str, Any], view: memoryview) -> Steps[ObjectSt
     """Write it piece by piece. None if it is to be put at once, by another way: for the sake
     of the store, of an older node, or of this process's limits."""
     try:
-        answer, _ = yield "objects.create", join(head), None
+        created = split((yield "objects.create", join(head), None)[0])[0]
+        handle = {"handle": created["handle"]}
+        if not created.get("pipe") or (yield from piped(handle, view)) < len(view):
+            yield "objects.close", join(handle), None
+            return None
     except HostcallError as error:
         if error.name != "ResourceExhaustedError":
             raise
-        return None  # this task has as many objects open as it may
-    created = split(answer)[0]
-    handle = {"handle": created["handle"]}
-    if not created.get("pipe") or (yield from piped(handle, view)) < len(view):
-        yield "objects.close", join(handle), None
-        return None
+        return None  # so many objects are open, or the node cannot open the pipe
     return _stat((yield "objects.commit", join(handle), None))
 
 
