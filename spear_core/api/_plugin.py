@@ -163,6 +163,9 @@ class PluginContext:
     """The node's own settings; a plugin reads these and its own, never environment variables."""
     ephemeral: bool = False
     """The node keeps nothing but what is in caches, and is gone after one task: ``spear run``."""
+    usual_open_files: int | None = None
+    """The soft limit of open files that the node was started with, for processes that it starts;
+    its own may be higher. ``None``: as its own."""
     checking: bool = False
     """A store is opened to be looked at: it leaves everything as it is, what a crash has left and
     what is out of date as well."""

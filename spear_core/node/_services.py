@@ -36,6 +36,7 @@ from spear_core.errors import (
     SpearError,
     UnsupportedTransportError,
 )
+from spear_core.node import _open_files
 from spear_core.node._background import Background
 from spear_core.node._failures import as_spear_error
 from spear_core.node._stores import chosen_metadata_store, chosen_object_store
@@ -75,6 +76,7 @@ class ContextMaker:
             spearlet_config=self.spearlet,
             report=self.report,
             ephemeral=self.ephemeral,
+            usual_open_files=_open_files.USUAL,
             checking=self.checking,
         )
 

@@ -29,7 +29,7 @@ _PROGRAM = (
     "import sys, json; a = json.loads(sys.argv[1]); sys.path.insert(0, a['package']); "
     "from spear_runtime_process._inside.launcher import main; del sys.path[0]; "
     "sys.path.extend(path for path in a['path'] if path not in sys.path); "
-    "main(a['descriptor'], a['first'], a['later'])"
+    "main(a['descriptor'], a['first'], a['later'], a['open_files'])"
 )
 _CLOSE_SECONDS = 10.0
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ")
@@ -256,7 +256,12 @@ class Launcher:
 
 
 def _start(
-    connection: socket.socket, first: Sequence[str] | None, later: Sequence[str], errors: IO[bytes]
+    connection: socket.socket,
+    first: Sequence[str] | None,
+    later: Sequence[str],
+    *,
+    errors: IO[bytes],
+    open_files: int | None,
 ) -> subprocess.Popen[bytes]:
     """Run the launcher's interpreter; inline, because the signal that the kernel sends at the
     death of a parent goes by thread: a worker thread would take the launcher with it."""
@@ -268,6 +273,7 @@ def _start(
         "path": [] if first is None else import_path(),
         "first": list(first or ()),
         "later": list(later),
+        "open_files": open_files,
     }
     # forked agents could read it in /proc/self/environ: nothing of the node's own may be in it
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -284,7 +290,11 @@ def _start(
 
 @contextlib.asynccontextmanager
 async def open_launcher(
-    log: logging.Logger, *, first: Sequence[str] | None = None, later: Sequence[str] = ()
+    log: logging.Logger,
+    *,
+    first: Sequence[str] | None = None,
+    later: Sequence[str] = (),
+    open_files: int | None = None,
 ) -> AsyncGenerator[Launcher]:
     """Run a launcher while the block lasts; its guests end with it.
 
@@ -295,7 +305,7 @@ async def open_launcher(
     ours.setblocking(False)
     with tempfile.TemporaryFile() as errors, ours:
         with theirs:
-            process = _start(theirs, first, later, errors)
+            process = _start(theirs, first, later, errors=errors, open_files=open_files)
         launcher = Launcher(ours, process, log)
         async with open_service_nursery() as nursery:
             receiving = trio.CancelScope(shield=True)

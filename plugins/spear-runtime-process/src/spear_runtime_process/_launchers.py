@@ -19,11 +19,19 @@ _MAX_FAILURES = 3
 class Launchers:
     """Gives out the plain launcher and the zygote. Made by :func:`open_launchers`."""
 
-    def __init__(self, nursery: trio.Nursery, config: ProcessConfig, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        config: ProcessConfig,
+        log: logging.Logger,
+        *,
+        open_files: int | None,
+    ) -> None:
         self._nursery = nursery
         self._scopes: list[trio.CancelScope] = []
         self._config = config
         self._log = log
+        self._open_files = open_files
         self._starting = trio.Lock()
         self._plain: Launcher | None = None
         self._zygote: Launcher | None = None
@@ -63,7 +71,9 @@ class Launchers:
         name = "zygote" if zygote else "launcher"
         with trio.CancelScope(shield=True) as scope:  # it outlives the guests that need it
             self._scopes.append(scope)
-            async with open_launcher(self._log, first=first, later=later) as launcher:
+            async with open_launcher(
+                self._log, first=first, later=later, open_files=self._open_files
+            ) as launcher:
                 task_status.started(launcher)
                 await launcher.wait_unfit()
                 self._zygote_failures += zygote
@@ -78,10 +88,15 @@ class Launchers:
 
 
 @contextlib.asynccontextmanager
-async def open_launchers(config: ProcessConfig, log: logging.Logger) -> AsyncGenerator[Launchers]:
-    """Launchers for as long as the block lasts, also while it ends by a cancellation."""
+async def open_launchers(
+    config: ProcessConfig, log: logging.Logger, *, open_files: int | None = None
+) -> AsyncGenerator[Launchers]:
+    """Launchers for as long as the block lasts, also while it ends by a cancellation.
+
+    :param open_files: the soft limit of theirs, and of guests without limits; ``None``: as ours.
+    """
     async with open_service_nursery() as nursery:
-        launchers = Launchers(nursery, config, log)
+        launchers = Launchers(nursery, config, log, open_files=open_files)
         if config.zygote == "start":
             await launchers.zygote()
         try:

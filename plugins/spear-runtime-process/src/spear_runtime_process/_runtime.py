@@ -154,7 +154,7 @@ async def open_runtime(
     )
     async with (
         _open_workspace(context.cache_dir) as workspace,
-        open_launchers(config, context.log) as launchers,
+        open_launchers(config, context.log, open_files=context.usual_open_files) as launchers,
     ):
         with contextlib.closing(environments):
             yield ProcessRuntime(

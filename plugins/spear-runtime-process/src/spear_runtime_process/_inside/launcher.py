@@ -25,6 +25,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -268,12 +269,19 @@ def _run_agent(agent: str, environment: dict[str, str]) -> None:
     sys.exit(getattr(importlib.import_module(module), name)())
 
 
-def main(descriptor: int, first: list[str], later: list[str]) -> None:
+def main(
+    descriptor: int, first: list[str], later: list[str], open_files: int | None = None
+) -> None:
     """Run the launcher on the socket with this descriptor.
 
     As a zygote it imports the modules `first` before it serves, and those in `later` one by one
     while it has nothing else to do. Modules that can't be imported are reported and skipped.
+    `open_files` is the soft limit for it and its guests, if not the one it has.
     """
+    if open_files is not None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if open_files <= hard or hard == resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
     connection = socket.socket(fileno=descriptor)
     confine.become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
