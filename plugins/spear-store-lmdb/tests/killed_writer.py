@@ -1,8 +1,8 @@
 """A process that writes until it is killed, saying what it was promised. See ``test_kill.py``.
 
 ``python killed_writer.py DIRECTORY DURABILITY SEED``: eight tasks write objects, small and large,
-at once and piece by piece, and count up metadata keys by compare-and-swap; a line on standard
-output says, after each acknowledgement, what was acknowledged.
+at once, piece by piece and out of a pipe, and count up metadata keys by compare-and-swap; a line on
+standard output says, after each acknowledgement, what was acknowledged.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import hashlib
 import os
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from spear_core.api import Compare, MetadataStore, ObjectStore, PutKey
+from spear_core.api import Compare, MetadataStore, ObjectStore, ObjectWriter, PutKey
 from spear_core.testing import make_context
 from spear_store_lmdb import (
     LmdbMetadataConfig,
@@ -25,6 +26,8 @@ from spear_store_lmdb import (
 )
 
 TASKS = 8
+PIECE = 40_000
+"""Bytes that an empty pipe takes at once."""
 
 
 def value(key: str, version: int) -> bytes:
@@ -39,18 +42,31 @@ def say(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
+async def through_a_pipe(writer: ObjectWriter, piece: bytes) -> None:
+    """As a value comes from an agent."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        assert os.write(writing, piece) == len(piece)
+        await writer.write_from(reading, len(piece))
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 async def write_objects(store: ObjectStore, dice: random.Random, number: int) -> None:
     key = f"task {number}"
     found = [stat for stat in (await store.list(key)).objects if stat.key == key]
     version = found[0].version if found else 0
     while True:
         content = value(key, version + 1)
-        if dice.random() < 0.5:
+        way = dice.randrange(4)
+        if way < 2:
             stat = await store.put(key, content, expect=version, hashed=False)
         else:
-            async with store.create(key, expect=version) as writer:
-                for start in range(0, len(content), 40_000):
-                    await writer.write(content[start : start + 40_000])
+            async with store.create(key, expect=version, hashed=dice.random() < 0.5) as writer:
+                for start in range(0, len(content), PIECE):
+                    append = writer.write if way == 2 else partial(through_a_pipe, writer)
+                    await append(content[start : start + PIECE])
                 stat = await writer.commit()
         version = stat.version
         say("object", number, version)
