@@ -213,7 +213,8 @@ class RecycledMemory:
     def _close(self, segments: list[Segment], *, at_once: bool = False) -> None:
         for segment in segments:
             self._open.discard(segment.fd)  # before its number can be another's
-            if at_once or self._ended or segment.pages <= _CLOSED_AT_ONCE:
-                segment.close()
-            else:
-                trio.lowlevel.start_thread_soon(segment.close, lambda result: None)
+            if not (at_once or self._ended or segment.pages <= _CLOSED_AT_ONCE):
+                with suppress(RuntimeError):  # no more threads
+                    trio.lowlevel.start_thread_soon(segment.close, lambda result: None)
+                    continue
+            segment.close()

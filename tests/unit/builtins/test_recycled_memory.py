@@ -187,6 +187,14 @@ def test_much_memory_is_closed_in_a_thread_but_not_when_it_is_needed(
     assert (started, files_open()) == ([], before)
 
 
+def test_without_threads_it_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+    back(memory(0), 5 << 20)
+
+
 def test_it_may_come_back_in_the_midst_of_anything() -> None:
     """As when Python's collector finds the last view of a value while the lock is held."""
     extra: list[Segment] = []
