@@ -124,6 +124,19 @@ def test_the_command_line_and_its_node(home: Any, node: Any) -> None:
     assert max(grown) < MOST, grown
 
 
+def test_the_command_line_and_a_node_behind_grpc(home: Any, node: Any) -> None:
+    url = f"grpc+unix://{home.state}/grpc.sock"
+    with (home.folder / "file").open("wb") as file:
+        peaks = []
+        for size in (SHORT, WHOLE):
+            file.truncate(size)
+            put = spear(home, "put", "a/x", "file", "--node", url)
+            get = spear(home, "get", "a/x", "--node", url)
+            peaks.append((put, get, peak(node)))
+    grown = [after - before for before, after in zip(*peaks, strict=True)]
+    assert max(grown) < MOST, grown
+
+
 def test_the_client_and_its_node(home: Any, node: Any) -> None:
     def carry(*sizes: int) -> list[int]:
         done = subprocess.run(
