@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -30,7 +31,7 @@ def zig_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(os.environ.get("ZIG_GLOBAL_CACHE_DIR") or Path.home() / ".cache" / "zig")
 
 
-@pytest.mark.parametrize("template", ["function", "command", "wasm-c", "wasm-zig", "wat"])
+@pytest.mark.parametrize("template", ["function", "agent", "command", "wasm-c", "wasm-zig", "wat"])
 def test_a_project_runs_as_its_readme_says(template: str, home: Any, zig_cache: Path) -> None:
     made = home.spear("new", template, "my-thing")
     assert made.status == 0, made.err
@@ -58,7 +59,7 @@ def test_a_project_runs_as_its_readme_says(template: str, home: Any, zig_cache: 
             assert done.stdout.rstrip("\n") == printed.rstrip("\n"), f"$ {command}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("template", ["function", "command", "wasm-c", "wasm-zig", "wat"])
+@pytest.mark.parametrize("template", ["function", "agent", "command", "wasm-c", "wasm-zig", "wat"])
 def test_what_comes_next_is_what_the_readme_says(template: str, home: Any) -> None:
     told = home.spear("new", template, "x")
     steps = [command for command, _ in session((home.folder / "x" / "README.md").read_text())]
@@ -67,6 +68,22 @@ def test_what_comes_next_is_what_the_readme_says(template: str, home: Any) -> No
     assert [line.replace('"', "") for line in lines[2:]] == [
         step.replace('"', "") for step in steps[: len(lines) - 2]
     ]
+
+
+def test_what_an_agents_settings_say_is_in_force(home: Any) -> None:
+    """All of its spear.toml: a node takes it, and shows it."""
+    assert home.spear("new", "agent", "x").status == 0
+    home.node()
+    told = home.spear("deploy", "x")
+    assert told.out.splitlines()[0] == "x@1", told.err
+    shown = json.loads(home.spear("artifacts", "describe", "x", "--json").out)
+    settings = shown["settings"]
+    assert settings["resources"] == {"cpu": 0.1, "memory_bytes": 64 << 20}
+    assert settings["limits"]["memory_bytes"] == 256 << 20
+    pool = {key: value for key, value in settings["pool"].items() if value is not None}
+    assert pool == {"min_instances": 1, "max_instances": 2, "idle_timeout_ms": 60_000}
+    assert settings["objects"]["write"] == ["visitors/"]
+    assert settings["timeout_s"] == 30
 
 
 def test_nothing_is_overwritten(home: Any) -> None:
@@ -87,5 +104,5 @@ def test_a_name_that_no_artifact_could_have(home: Any) -> None:
 
 def test_templates_are_listed(home: Any) -> None:
     names = [line.split()[0] for line in home.spear("new", "--list").out.splitlines()]
-    assert names == ["function", "command", "wasm-c", "wasm-zig", "wat"]
+    assert names == ["function", "agent", "command", "wasm-c", "wasm-zig", "wat"]
     assert "'wasm-c'" in home.spear("new", "rust", "x").err

@@ -25,6 +25,7 @@ _ZIG = "python -m ziglang build-exe main.zig -target wasm32-freestanding -fno-en
 
 _TEMPLATES: Mapping[str, _Template] = {
     "function": _Template("a Python function", ("spear run main.py --input world",)),
+    "agent": _Template("a Python agent with a spear.toml", ("spear run --input Ada",)),
     "command": _Template("a shell script", ('spear run main.sh --input "to be or not to be"',)),
     "wasm-c": _Template(
         "a C program as WebAssembly",
@@ -70,6 +71,7 @@ def command(template: str, directory: Path) -> None:
 
     \b
     function   a Python function
+    agent      a Python agent with a spear.toml: limits, a pool, grants
     command    a shell script
     wasm-c     a C program, compiled to WebAssembly
     wasm-zig   a zig function, compiled to WebAssembly
