@@ -183,9 +183,15 @@ class NodeProcess:
         return found
 
     def running_instance(self, artifact: str = "bad@1") -> dict[str, Any]:
-        """The instance that is busy with a task of that artifact, once there is one."""
+        """The instance that is busy with a task of that artifact, once the task is said to run.
+
+        A moment before, it is only taken for the task: were it killed, another one would do.
+        """
 
         def look() -> dict[str, Any] | None:
+            running = [task for task in self.listed("ps") if task["state"] == "running"]
+            if artifact not in [task["function"].partition(":")[0] for task in running]:
+                return None
             busy = [i for i in self.listed("instances") if i["state"] == "running"]
             return next((i for i in busy if i["artifact"] == artifact and i["pid"]), None)
 

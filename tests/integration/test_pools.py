@@ -101,8 +101,10 @@ async def test_a_killed_busy_worker_fails_its_task_only_and_is_replaced(tmp_path
         await api.deploy(upload(pool=PoolSettings(min_instances=2)))
         await until(api, ready(2))
         response = await call(api, "wait", b"600", mode=ExecutionMode.ASYNC)
-        found = await until(api, lambda found: any(i.outstanding for i in found))
-        (busy,) = [i.pid for i in found if i.outstanding]
+        with trio.fail_after(60):  # a worker that is only taken for it by now could be replaced
+            while (await api.get_task(response.task.task_id)).state is TaskState.PENDING:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        (busy,) = [i.pid for i in await api.list_instances() if i.outstanding]
         assert busy is not None
         os.kill(busy, signal.SIGKILL)
         with trio.fail_after(60):

@@ -26,6 +26,8 @@ from spear_core.api import (
 from spear_core.builtins.local_socket import connect
 from spear_core.errors import CircuitOpenError, ResourceExhaustedError, SpearError
 
+FULL_S = float(os.environ.get("SPEAR_FULL_QUEUE_S", "1"))
+"""How long a queue stays full; a minute in ``nox -s endurance``."""
 AGENT = b"""
 import os, signal, time
 from pathlib import Path
@@ -63,7 +65,7 @@ UPLOAD = ArtifactUpload(
 @asynccontextmanager
 async def deployed(node: Any, **settings: Any) -> AsyncIterator[NodeApi]:
     async with connect(node.url) as api:
-        with trio.fail_after(90):
+        with trio.fail_after(90 + FULL_S):
             await api.deploy(attrs.evolve(UPLOAD, **settings))
             yield api
 
@@ -102,6 +104,9 @@ async def test_a_worker_killed_in_the_middle_of_its_execution(
 ) -> None:
     async with deployed(start_node(), idempotent=idempotent) as api:
         accepted = await api.invoke(call("nap", "1", mode=ExecutionMode.ASYNC))
+        # a worker that is only taken for it by now could be replaced, at no cost
+        while (await api.get_task(accepted.task.task_id)).state is TaskState.PENDING:  # noqa: ASYNC110
+            await trio.sleep(0.01)
         killed = await worker(api, InstanceState.RUNNING)
         os.kill(killed, signal.SIGKILL)
         task = await api.get_task(accepted.task.task_id, wait=True)
@@ -190,20 +195,28 @@ async def test_cancellations_at_random_moments_leave_nothing(
 async def test_a_full_queue_refuses_quickly_and_loses_nothing_for_as_long_as_it_is_full(
     start_node: Callable[..., Any],
 ) -> None:
-    config = "[execution]\nmax_concurrent_tasks = 2\nmax_queued_tasks = 20\n"
+    config = (
+        "[execution]\nmax_concurrent_tasks = 2\nmax_queued_tasks = 20\n"
+        "[tasks]\nkeep_finished = 100000\n"
+    )
     async with deployed(start_node(config)) as api:
         await api.invoke(call("nap", "0"))
         accepted, refused = [], 0
-        while refused < 10 or len(accepted) < 40:
+        over = trio.current_time() + FULL_S
+        while refused < 10 or len(accepted) < 40 or trio.current_time() < over:
             try:
                 response = await api.invoke(call("nap", "0.02", mode=ExecutionMode.ASYNC))
             except ResourceExhaustedError as full:
                 refused += 1
+                assert (await api.status()).queued <= 20
                 await trio.sleep(min(full.retry_after or 60, 0.1))
             else:
                 accepted.append(response.task.task_id)
         for task_id in accepted:
             assert (await api.get_task(task_id, wait=True)).state is TaskState.COMPLETED
+        metrics = await api.metrics()
+        assert metrics.rejected == refused
+        assert metrics.total.total_executions == len(accepted) + 1
 
 
 async def test_a_signal_at_full_load_accounts_for_every_task(
