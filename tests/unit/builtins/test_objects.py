@@ -24,7 +24,11 @@ from spear_core.api import (
     OwnedFd,
 )
 from spear_core.builtins._open_objects import IDLE_S, MOST_OPEN
-from spear_core.builtins.memory_store import MemoryStoreConfig, open_memory_store
+from spear_core.builtins.memory_store import (
+    MemoryObjectStore,
+    MemoryStoreConfig,
+    open_memory_store,
+)
 from spear_core.builtins.objects import NAMES, ObjectsConfig, open_objects
 from spear_core.errors import (
     InvalidRequestError,
@@ -232,6 +236,24 @@ async def test_handles_are_a_tasks_own_and_of_one_kind(guest: Guest) -> None:
     for verb, more in (("read", {"offset": 0, "length": 1}), ("close", {}), ("commit", {})):
         with pytest.raises(InvalidRequestError, match="nothing open"):
             await other.ask(verb, handle=reader, **more)
+
+
+async def test_who_takes_no_files_is_lent_none(guest: Guest) -> None:
+    """A store does not use memory again that was lent."""
+    await guest.store.put("k", bytes(PIECE + 1))
+    answer, _, fd = await guest.ask("get", key="k")
+    assert (answer["whole"], fd) == (False, None)
+    reader = (await guest.ask("open", key="k"))[0]["handle"]
+    _, piece, _ = await guest.ask("read", handle=reader, offset=0, length=PIECE)
+    assert piece == bytes(PIECE)
+    await guest.ask("close", handle=reader)
+    await guest.store.put("k", bytes(PIECE - 1))
+    assert (await guest.ask("get", key="k"))[1] == bytes(PIECE - 1)
+    await guest.store.delete("k")
+    assert isinstance(guest.store, MemoryObjectStore)
+    with trio.fail_after(60):  # a thread that has copied a part may have it a little longer
+        while guest.store.values.memory.waiting < PIECE + 1 + PIECE - 1:  # noqa: ASYNC110
+            await trio.sleep(0.01)
 
 
 async def test_the_end_of_a_task_closes_what_it_has_open(guest: Guest) -> None:

@@ -213,6 +213,18 @@ async def view_of_file(content: bytes) -> AsyncIterator[tuple[ObjectView, Any]]:
             yield attrs.evolve(view, fd=file.fileno(), in_memory=False), file
 
 
+async def test_what_is_in_memory_is_read_there() -> None:
+    """Nobody asks for its file: a store does not use again what was lent."""
+    content = os.urandom(1 << 20)
+    store = MemoryObjectStore(max_bytes=1 << 30, max_recycled=1 << 30)
+    await store.put("x", content)
+    async with store.open("x") as view, ViewReader(view, 100) as reader:
+        assert b"".join([piece async for piece in reader]) == content[100:]
+    del view, reader
+    await store.delete("x")
+    assert store.values.memory.waiting == len(content)
+
+
 @pytest.mark.parametrize("cached", [0, 1, 300_000, 1 << 20])
 async def test_what_lies_on_the_disk_only_is_read_in_a_thread(
     cached: int, monkeypatch: pytest.MonkeyPatch
