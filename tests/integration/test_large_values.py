@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ MIB = 1 << 20
 CONFIG = """
 [stores]
 objects = "lmdb"
-[execution]
-shutdown_grace_ms = 100
 """
 AGENT = b"""
 import asyncio, fcntl, hashlib, json, os, socket, threading, time
@@ -227,14 +225,22 @@ async def deployed(node: Any) -> AsyncIterator[Any]:
         yield client
 
 
-def blobs(node: Any) -> list[Path]:
-    return [path for path in node.state.glob("plugins/*/objects/blobs/*") if path.is_file()]
+@asynccontextmanager
+async def nothing_left(client: Any, node: Any) -> AsyncIterator[None]:
+    """When the block has ended, the store has nothing that it had not before, or soon so."""
 
+    async def content() -> tuple[int, set[Path], set[str]]:
+        keys = {stat.key for stat in (await client.objects.list()).objects}
+        files = set(node.state.glob("plugins/*/objects/blobs/*"))
+        return (await client.objects.usage()).bytes, files, keys
 
-async def until(what: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what happens in another process."""
+    bytes_before, files_before, keys_before = await content()
+    yield
     with trio.fail_after(60):
-        while not await what():  # noqa: ASYNC110
+        while True:
+            used, files, keys = await content()
+            if used <= bytes_before and files <= files_before and keys <= keys_before:
+                return
             await trio.sleep(0.02)
 
 
@@ -242,9 +248,8 @@ def digest(size: int, seed: int) -> str:
     return hashlib.sha256(hashlib.sha256(b"%d" % seed).digest() * (size // 32)).hexdigest()
 
 
-async def test_large_values_go_through_pipes(start_node: Callable[..., Any]) -> None:
-    node = start_node(CONFIG)
-    async with deployed(node) as client:
+async def test_large_values_go_through_pipes(node: Any) -> None:
+    async with deployed(node) as client, nothing_left(client, node):
         for version, (size, fed) in enumerate(
             [
                 (8 * MIB - 32, []),
@@ -257,6 +262,7 @@ async def test_large_values_go_through_pipes(start_node: Callable[..., Any]) -> 
             answer = (await client.invoke("agent:put", ["k", size, version, {}])).json()
             assert answer == [version, size, digest(size, version), fed]
             assert (await client.objects.stat("agent/k")).sha256 == answer[2]
+        size, fed = 8 * MIB, [8 * MIB]
         answer = (await client.invoke("agent:put", ["k", size, 5, {"hashed": False}])).json()
         assert answer == [5, size, "", fed]
         answer = (await client.invoke("agent:put", ["k", size, 6, {"expect": 1}])).json()
@@ -266,54 +272,51 @@ async def test_large_values_go_through_pipes(start_node: Callable[..., Any]) -> 
         assert answer == ["ObjectForbiddenError", []]
         await client.objects.delete("agent/k")
 
-        async def swept() -> bool:
-            return not blobs(node)
 
-        await until(swept)
-
-
-async def test_large_pieces_go_through_pipes(start_node: Callable[..., Any]) -> None:
-    async with deployed(start_node(CONFIG)) as client:
+async def test_large_pieces_go_through_pipes(node: Any) -> None:
+    async with deployed(node) as client:
         answer = (await client.invoke("agent:stream", 20 * MIB)).json()
         value = b"small" + hashlib.sha256(b"1").digest() * (20 * MIB // 32) + b"small"
         assert answer == [hashlib.sha256(value).hexdigest(), [20 * MIB]]
         assert (await client.objects.get("agent/streamed")).data == value
 
 
-async def test_an_agent_that_may_not_have_another_thread(start_node: Callable[..., Any]) -> None:
+async def test_many_at_once_from_async_code(node: Any) -> None:
+    """More than a task may have open: the others go by another way, and all of them arrive."""
+    async with deployed(node) as client:
+        assert (await client.invoke("agent:many", 36)).json() == [[True] * 36, True]
+
+
+async def test_an_agent_that_may_not_have_another_thread(node: Any) -> None:
     machine = await look_around(bwrap="bwrap", use_cgroups=True)
     if not machine.cgroups:
         pytest.skip(machine.cgroups_reason)
-    async with deployed(start_node(CONFIG)) as client:
+    async with deployed(node) as client:
         await client.deploy(AGENT, name="narrow", filename="agent.py", limits=Limits(processes=2))
         answer = (await client.invoke("narrow:put", ["k", 9 * MIB, 1, {}])).json()
         assert answer == [1, 9 * MIB, digest(9 * MIB, 1), []]
 
 
-async def test_many_at_once_from_async_code(start_node: Callable[..., Any]) -> None:
-    """More than a task may have open: the others go by another way, and all of them arrive."""
-    async with deployed(start_node(CONFIG)) as client:
-        assert (await client.invoke("agent:many", 36)).json() == [[True] * 36, True]
-
-
-@pytest.mark.parametrize("level", list(IsolationLevel))
-async def test_at_every_level_of_isolation(
-    start_node: Callable[..., Any], level: IsolationLevel
-) -> None:
+async def test_in_namespaces_of_its_own(node: Any) -> None:
+    level = IsolationLevel.NAMESPACES
     machine = await look_around(bwrap="bwrap", use_cgroups=True)
     if missing := machine.missing_for(level):
         pytest.skip(missing)
-    config = f'{CONFIG}[plugins.runtime-process]\nisolation = "{level.name.lower()}"\n'
-    async with deployed(start_node(config)) as client:
-        answer = (await client.invoke("agent:put", ["k", 9 * MIB, 3, {}])).json()
+    async with deployed(node) as client:
+        await client.deploy(AGENT, name="apart", filename="agent.py", required_isolation=level)
+        answer = (await client.invoke("apart:put", ["k", 9 * MIB, 3, {}])).json()
         assert answer == [1, 9 * MIB, digest(9 * MIB, 3), [9 * MIB]]
 
 
-async def test_what_has_no_room_is_refused_unread(start_node: Callable[..., Any]) -> None:
-    node = start_node(f"{CONFIG}[plugins.store-lmdb]\nobjects_bytes = {20 * MIB}\n")
-    async with deployed(node) as client:
+async def test_without_isolation_and_without_room(start_node: Callable[..., Any]) -> None:
+    """What has no room is refused before anything is read."""
+    config = (
+        f"{CONFIG}[plugins.store-lmdb]\nobjects_bytes = {20 * MIB}\n"
+        '[plugins.runtime-process]\nisolation = "none"\n'
+    )
+    async with deployed(start_node(config)) as client:
         answer = (await client.invoke("agent:put", ["k", 12 * MIB, 1, {}])).json()
-        assert answer[0] == 1
+        assert answer == [1, 12 * MIB, digest(12 * MIB, 1), [12 * MIB]]
         answer = (await client.invoke("agent:put", ["other", 12 * MIB, 1, {}])).json()
         assert answer == ["StoreFullError", []]
         answer = (await client.invoke("agent:put", ["k", 19 * MIB, 1, {}])).json()
@@ -323,19 +326,14 @@ async def test_what_has_no_room_is_refused_unread(start_node: Callable[..., Any]
         assert (await client.objects.usage()).bytes == 19 * MIB
 
 
-async def test_lies_are_refused_and_leave_nothing(start_node: Callable[..., Any]) -> None:
-    node = start_node(CONFIG)
-    async with deployed(node) as client:
+async def test_lies_are_refused_and_leave_nothing(node: Any) -> None:
+    async with deployed(node) as client, nothing_left(client, node):
         told = (await client.invoke("agent:lies")).json()
         assert set(told.values()) == {"invalid_argument"}, told
-        assert (await client.objects.usage()).bytes == 0
-        assert blobs(node) == []
 
 
-async def test_nobody_changes_a_value_by_the_pipe_it_came_through(
-    start_node: Callable[..., Any],
-) -> None:
-    async with deployed(start_node(CONFIG)) as client:
+async def test_nobody_changes_a_value_by_the_pipe_it_came_through(node: Any) -> None:
+    async with deployed(node) as client:
         assert (await client.invoke("agent:keeps")).json() == [True, True, "vandal"] * 2
 
 
@@ -343,33 +341,25 @@ async def test_nobody_changes_a_value_by_the_pipe_it_came_through(
     ("function", "how"),
     [("stalls", "die"), ("stalls", "end"), ("stalls", "cancel"), ("drips", "cancel")],
 )
-async def test_an_agent_gone_in_mid_put_leaves_nothing(
-    start_node: Callable[..., Any], function: str, how: str
-) -> None:
+async def test_an_agent_gone_in_mid_put_leaves_nothing(node: Any, function: str, how: str) -> None:
     """And as long as it is there, and more of its values wait than the store has threads, others
     are served."""
-    node = start_node(CONFIG)
-    async with deployed(node) as client:
+    async with deployed(node) as client, nothing_left(client, node):
+        before = (await client.objects.usage()).bytes
+        revision = (await client.objects.list()).revision
         task = await client.submit(f"agent:{function}", [10, how])
-        async with client.objects.watch("agent/ready", start_revision=1) as changes:
-            with trio.fail_after(60):
+        with trio.fail_after(60):
+            async with client.objects.watch("agent/ready", start_revision=revision + 1) as changes:
                 await changes.receive()
         if how == "cancel":
             with trio.fail_after(60):
-                for number in range(5):
-                    await client.objects.put(f"mine/{number}", bytes(3 * MIB))
-                    answer = await client.invoke("agent:put", ["k", 9 * MIB, 1, {}])
-                    assert answer.json()[:2] == [number + 1, 9 * MIB]
-            assert (await client.objects.usage()).bytes >= 320 * MIB
-            for number in range(5):
-                await client.objects.delete(f"mine/{number}")
-            await client.objects.delete("agent/k")
+                for _ in range(5):
+                    await client.objects.put("mine", bytes(3 * MIB))
+                    answer = await client.invoke("agent:put", ["served", 9 * MIB, 1, {}])
+                    assert answer.json()[1:] == [9 * MIB, digest(9 * MIB, 1), [9 * MIB]]
+            assert (await client.objects.usage()).bytes >= before + 320 * MIB
+            await client.objects.delete("mine")
+            await client.objects.delete("agent/served")
             await task.cancel()
         await client.call(lambda api: api.get_task(task.task_id, wait=True))
-
-        async def gone() -> bool:
-            return (await client.objects.usage()).bytes == 0 and not blobs(node)
-
-        await until(gone)
-        keys = [stat.key for stat in (await client.objects.list()).objects]
-        assert keys == ["agent/ready"]
+        await client.objects.delete("agent/ready")
