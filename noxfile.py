@@ -228,9 +228,11 @@ def endurance(session: nox.Session) -> None:
     session.env["SPEAR_KILL_ROUNDS"] = "120"
     session.env["SPEAR_TEST_INCREMENTS"] = "20000"
     session.env["SPEAR_HOLD_S"] = "180"
+    session.env["SPEAR_FULL_QUEUE_S"] = "60"
     lmdb = "plugins/spear-store-lmdb/tests"
     whole = ["tests/e2e/test_objects.py", "tests/e2e/test_long_readers.py"]
     _pytest(session, f"{lmdb}/test_kill.py", f"{lmdb}/test_many_processes.py", *whole)
+    _pytest(session, "tests/integration/test_recovery.py")
 
 
 @nox.session(python=OLDEST)
