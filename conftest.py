@@ -18,12 +18,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A shell starts a job in the background with SIGINT ignored, and nohup one with SIGHUP; children
-# inherit that, and a command that finds a signal ignored leaves it so. The tests send both.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, lambda number, frame: None)  # which children do not inherit
-
 # Before its first program, zig builds a libc, for a quarter of a minute: once is enough, whatever
 # HOME a test gives to what it starts.
 os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(Path.home() / ".cache" / "zig"))
@@ -81,9 +75,18 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def hear_of_signals(*, starts_others: bool) -> None:
+    """A shell starts a job in the background with SIGINT ignored, and nohup one with SIGHUP;
+    children inherit that, and a command that finds a signal ignored leaves it so. The tests send
+    both."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not starts_others:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)  # which children do not inherit
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """One of several processes: its temporary folder is in the one of the run."""
-    if hasattr(config, "workerinput"):
+    hear_of_signals(starts_others=bool(config.getoption("numprocesses", None)))
+    if hasattr(config, "workerinput"):  # its temporary folder is in that of the run
         turns = config.stash[TURNS] = Turns(Path(config.getoption("basetemp")).parent)
         config.add_cleanup(turns.close)
 
