@@ -122,7 +122,7 @@ async def test_nothing_is_deleted_while_it_is_held(
 async def test_code_stays_while_it_is_held(open_steered_node: Any, tmp_path: Any) -> None:
     async with open_steered_node() as node:
         await node.api.deploy(UPLOAD)
-        code = node._local._artifacts.code
+        code = node._local._deployer._artifacts.code
         digest = (await node.api.list_artifacts())[0].digest
         with code.holding():
             await node.api.delete_artifact("f")
