@@ -1,0 +1,143 @@
+"""Streams of real guests through gRPC: what `test_streams.py` has, where the door matters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from spear_core.api import ArtifactUpload, InvokeRequest, NodeApi, TaskState
+from spear_core.builtins.local_socket import connect
+
+plugin = pytest.importorskip("spear_transport_grpc.plugin")
+
+ON_THE_WAY = 8 << 20
+"""Bytes that windows and buffers of both sides may hold, of a stream of any length."""
+PIECE = 60_000
+AGENT = """
+import time
+from collections.abc import AsyncIterator, Iterator
+from spear_sdk import Context
+
+async def echo(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+
+def for_ever(ctx: Context, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    number = 0
+    try:
+        while True:
+            number += 1
+            yield bytes(60_000)
+    finally:
+        ctx.log.info("sent %d", number)
+
+def reads_nothing(chunks: Iterator[bytes]) -> str:
+    time.sleep(600)
+    return "never"
+"""
+CAT_WAT = """
+(module
+  (import "wasi_snapshot_preview1" "fd_read"
+    (func $read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write"
+    (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (func (export "_start")
+    (loop $again
+      (i32.store (i32.const 0) (i32.const 64))
+      (i32.store (i32.const 4) (i32.const 65536))
+      (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))
+      (i32.store (i32.const 4) (i32.load (i32.const 16)))
+      (if (i32.load (i32.const 16)) (then
+        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
+        (br $again))))))
+"""
+EARLY = "#!/bin/sh\necho early\nexec >&-\nwc -c >&2\n"
+FILES = {
+    "agent": ("agent.py", AGENT),
+    "command": ("cat.sh", "#!/bin/sh\nexec cat\n"),
+    "wasm": ("cat.wat", CAT_WAT),
+    "early": ("early.sh", EARLY),
+}
+ECHO = {"agent": "agent:echo", "command": "command", "wasm": "wasm"}
+
+
+@pytest.fixture(scope="module")
+def url(node: Any) -> str:
+    """Of a node with all of them."""
+
+    async def deploy() -> None:
+        async with connect(node.url) as api:
+            for name, (filename, code) in FILES.items():
+                await api.deploy(
+                    ArtifactUpload(name=name, filename=filename, content=code.encode())
+                )
+
+    trio.run(deploy)
+    return f"grpc+unix://{node.state}/grpc.sock"
+
+
+@pytest.fixture
+async def api(url: str) -> AsyncIterator[NodeApi]:
+    with trio.fail_after(90):
+        async with plugin.connect(url) as client:
+            yield client
+
+
+async def log_of(api: NodeApi, task_id: str) -> str:
+    return "\n".join(entry.message for entry in (await api.read_log(task_id)).entries)
+
+
+async def test_chunks_go_in_and_come_out_while_it_runs(api: NodeApi) -> None:
+    for function in ECHO.values():
+        async with api.stream(InvokeRequest(function=function)) as stream:
+            for number in range(5):
+                await stream.send(b"chunk %d" % number)
+                assert await stream.receive() == b"chunk %d" % number
+            assert (await api.get_task(stream.task_id)).state is TaskState.RUNNING
+            await stream.send_eof()
+            with pytest.raises(trio.EndOfChannel):
+                await stream.receive()
+            assert (await stream.result()).success
+        async with api.stream(InvokeRequest(function=function)) as stream:
+            await stream.send(b"x")
+            await stream.receive()
+        assert (await api.get_task(stream.task_id, wait=True)).state is TaskState.CANCELLED
+        async with api.stream(InvokeRequest(function=function, timeout_s=0.5)) as stream:
+            assert (await stream.result()).task.state is TaskState.TIMEOUT
+
+
+async def test_the_output_may_end_before_the_input(api: NodeApi) -> None:
+    async with api.stream(InvokeRequest(function="early")) as stream:
+        assert await stream.receive() == b"early\n"
+        with pytest.raises(trio.EndOfChannel):
+            await stream.receive()
+        for _ in range(10):
+            await stream.send(bytes(10_000))
+        await stream.send_eof()
+        assert (await stream.result()).success
+    assert (await log_of(api, stream.task_id)).strip() == "100000"
+
+
+async def test_a_slow_reader_slows_the_guest(api: NodeApi) -> None:
+    async with api.stream(InvokeRequest(function="agent:for_ever")) as stream:
+        for _ in range(3):
+            assert len(await stream.receive()) == PIECE
+        await trio.sleep(1)  # enough for many times as much
+    await api.get_task(stream.task_id, wait=True)
+    sent = int((await log_of(api, stream.task_id)).rpartition("sent ")[2])
+    assert sent * PIECE <= ON_THE_WAY
+
+
+async def test_a_guest_that_reads_nothing_stops_the_sender(api: NodeApi) -> None:
+    sent = 0
+    async with api.stream(InvokeRequest(function="agent:reads_nothing")) as stream:
+        with trio.move_on_after(2) as scope:
+            while True:
+                await stream.send(bytes(PIECE))
+                sent += PIECE
+    assert scope.cancelled_caught
+    assert 0 < sent <= ON_THE_WAY
