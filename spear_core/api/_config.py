@@ -117,6 +117,9 @@ class LogConfig:
 
     max_task_log_bytes: int = attrs.field(default=16 << 20, validator=_positive)
     """Per task; later entries are counted and dropped."""
+    max_total_bytes: int = attrs.field(default=1 << 30, validator=_positive)
+    """Of all tasks together; the logs of those that finished first are deleted, and where only
+    unfinished ones are left, entries are dropped."""
     max_system_log_bytes: int = attrs.field(default=16 << 20, validator=_positive)
     """The node's own log is rotated once at this size."""
     level: str = attrs.field(

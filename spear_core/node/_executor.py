@@ -433,7 +433,7 @@ class Executor:
         """Nothing of a task runs any more: it goes on when the node is started again."""
         assert task.record is not None
         task.record.postponed()
-        task.log.close()
+        task.log.close(final=False)
         self.slots.done(task.turn)
         self._artifacts.unuse(task.artifact)
         task.postpone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Container
@@ -13,6 +14,7 @@ import msgspec
 import trio
 
 from spear_core.api import LogChunk, LogConfig, LogEntry
+from spear_core.node._log_space import LogSpace, OldLog
 
 __all__ = ["TaskLog", "TaskLogDirectory"]
 
@@ -34,11 +36,13 @@ class TaskLog:
     _dropped = 0
     _drop_reason = ""
     _closed = False
+    _gave_way = False
     _changed: trio.Event | None = None
 
-    def __init__(self, path: str, *, max_bytes: int) -> None:
+    def __init__(self, path: str, *, max_bytes: int, space: LogSpace) -> None:
         self._path = path
         self._max_bytes = max_bytes
+        self._space = space
 
     def append(
         self, execution_id: str, message: str, *, level: str, source: str, trace_id: str = ""
@@ -70,6 +74,10 @@ class TaskLog:
         if self._size + len(line) > self._max_bytes:
             self._drop(f"the task's log may have {self._max_bytes} bytes (logs.max_task_log_bytes)")
             return
+        if not self._space.make_room(len(line)):
+            most = self._space.max_bytes
+            self._drop(f"all task logs together may have {most} bytes (logs.max_total_bytes)")
+            return
         try:
             self._write(line)
         except OSError as error:
@@ -90,13 +98,17 @@ class TaskLog:
             os.ftruncate(self._descriptor, self._size)
             raise
         self._size += written
+        self._space.used += written
 
     def _drop(self, reason: str) -> None:
         self._dropped += 1
         self._drop_reason = reason
 
-    def close(self) -> None:
-        """No more entries come; readers that wait are told."""
+    def close(self, *, final: bool = True) -> None:
+        """No more entries come; readers that wait are told.
+
+        :param final: nor in a later run of the node.
+        """
         if self._closed:
             return
         self._closed = True
@@ -104,7 +116,21 @@ class TaskLog:
             descriptor, self._descriptor = self._descriptor, -1
             with suppress(OSError):
                 os.close(descriptor)
+        if final:
+            self.offer()
         self._wake()
+
+    def offer(self) -> None:
+        """Let the file of a finished task go when others need the space."""
+        if self._size:
+            self._space.closed(self)
+
+    def give_way(self) -> int:
+        size, self._size = self._size, 0
+        self._gave_way = True
+        with suppress(OSError):
+            os.unlink(self._path)
+        return size
 
     def remove(self) -> None:
         """Delete the file, if the disk lets us; :meth:`TaskLogDirectory.prune` tries again."""
@@ -112,9 +138,17 @@ class TaskLog:
         if self._size:
             with suppress(OSError):
                 os.unlink(self._path)
+            self._space.removed(self, self._size)
 
     def take_up(self, *, finished: bool) -> None:
-        """Go on with a file that is there. A line that a crash has cut is cut off."""
+        """Go on with a file that is there. A line that a crash has cut is cut off.
+
+        :param finished: nothing comes any more; :meth:`offer` it in its turn.
+        """
+        self._take_up(finished)
+        self._space.used += self._size
+
+    def _take_up(self, finished: bool) -> None:
         self._closed = finished
         with suppress(FileNotFoundError), open(self._path, "rb+") as file:
             if finished:
@@ -139,6 +173,9 @@ class TaskLog:
             if self._changed is None:
                 self._changed = trio.Event()
             await self._changed.wait()
+        if self._gave_way:
+            why = "the log was deleted to make room for newer ones (logs.max_total_bytes)"
+            return LogChunk(entries=(self._remark(why),), cursor=cursor, finished=True)
         chunk = self._read(cursor) if cursor < self._size else _nothing(cursor)
         entries = chunk.entries
         # A file that somebody cut ends before our size does; nobody may read that end for ever.
@@ -198,9 +235,17 @@ def read_entries(path: str, cursor: int) -> LogChunk:
 class TaskLogDirectory:
     """Makes the logs of tasks, and still reads those of an earlier run of the node."""
 
-    def __init__(self, directory: Path, *, max_bytes: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        max_bytes: int,
+        warn: Callable[[str], None],
+        max_total_bytes: float = math.inf,
+    ) -> None:
         self._directory = str(directory)
         self._max_bytes = max_bytes
+        self._space = LogSpace(max_total_bytes)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -208,7 +253,8 @@ class TaskLogDirectory:
 
     def open(self, task_id: str) -> TaskLog:
         """The log of a new task; the file is made by its first entry."""
-        return TaskLog(f"{self._directory}/{task_id}.log", max_bytes=self._max_bytes)
+        path = f"{self._directory}/{task_id}.log"
+        return TaskLog(path, max_bytes=self._max_bytes, space=self._space)
 
     def reopen(self, task_id: str, *, finished: bool) -> TaskLog:
         """The log of a task that an earlier run of the node had; it goes on where it was, unless
@@ -218,8 +264,10 @@ class TaskLogDirectory:
         return log
 
     def reconfigure(self, config: LogConfig) -> None:
-        """Take other limits, for the logs of tasks to come."""
+        """Take other limits: of each, for the logs of tasks to come; of all together, now."""
         self._max_bytes = config.max_task_log_bytes
+        self._space.max_bytes = config.max_total_bytes
+        self._space.make_room(0)
 
     def read_old(self, task_id: str, cursor: int) -> LogChunk | None:
         """Entries of a task that an earlier run of the node had; ``None``: no such log."""
@@ -231,9 +279,16 @@ class TaskLogDirectory:
             return None
 
     def prune(self, keep: int, known: Container[str] = ()) -> None:
-        """Keep the newest ``keep`` files that an earlier run left, and those of ``known`` tasks."""
+        """Keep the newest ``keep`` files that an earlier run left, and those of ``known`` tasks,
+        as far as all of them together may have the space; to be called once, at the start."""
         with suppress(OSError):
             found = (path for path in Path(self._directory).glob("*.log") if path.stem not in known)
             files = sorted(found, key=lambda path: path.stat().st_mtime)
-            for path in files[: max(0, len(files) - keep)]:
+            gone = max(0, len(files) - keep)
+            for path in files[:gone]:
                 path.unlink(missing_ok=True)
+            for path in reversed(files[gone:]):
+                old = OldLog(str(path), path.stat().st_size)
+                self._space.used += old.size
+                self._space.closed(old, oldest=True)
+        self._space.make_room(0)

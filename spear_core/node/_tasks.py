@@ -310,6 +310,7 @@ class TaskTable:
                     parent.children = {}
                 parent.children[task.id] = task
         for task in sorted(final, key=attrgetter("completed_at")):
+            task.log.offer()
             self._finished.append(task)
             self._finished_bytes += _kept_bytes(task)
         self._expire()

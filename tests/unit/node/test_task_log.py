@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from spear_core.api import LogChunk
+from spear_core.api import LogChunk, LogConfig
 from spear_core.node._task_log import TaskLog, TaskLogDirectory
 
 
@@ -248,3 +248,87 @@ def test_an_old_log_that_a_crash_cut_has_an_end(
         seen += messages(chunk)
         cursor, finished = chunk.cursor, chunk.finished
     assert (seen, finished) == (["m"], True)
+
+
+# --- all logs together --------------------------------------------------------------------------
+
+
+def total(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.log"))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> TaskLogDirectory:
+    """Room for three logs as :func:`fill` makes them."""
+    return TaskLogDirectory(
+        tmp_path / "logs", max_bytes=10_000, max_total_bytes=3_500, warn=pytest.fail
+    )
+
+
+def fill(log: TaskLog, *, close: bool = True) -> TaskLog:
+    """About a thousand bytes."""
+    log.append("e", "x" * 900, level="info", source="guest")
+    if close:
+        log.close()
+    return log
+
+
+async def test_the_first_that_finished_makes_room(small: TaskLogDirectory, tmp_path: Path) -> None:
+    running = fill(small.open("t-0"), close=False)
+    logs = [fill(small.open(f"t-{number}")) for number in (1, 2, 3, 4)]
+    assert total(tmp_path / "logs") <= 3_500
+    assert {path.stem for path in (tmp_path / "logs").iterdir()} == {"t-0", "t-3", "t-4"}
+    for log in logs[:2]:
+        chunk = await log.read(0, wait=True)
+        assert chunk.finished
+        assert "deleted to make room for newer ones (logs.max_total_bytes)" in messages(chunk)[0]
+    assert messages(await logs[3].read(0, wait=True)) == ["x" * 900]
+    logs[0].remove()  # its task is forgotten: nothing is counted twice
+    logs[2].remove()
+    logs[2].remove()
+    fill(small.open("t-5"))
+    assert {path.stem for path in (tmp_path / "logs").iterdir()} == {"t-0", "t-4", "t-5"}
+    fill(running)
+    assert len(messages(await running.read(0, wait=True))) == 2
+
+
+async def test_where_only_unfinished_ones_are_left_entries_are_dropped(
+    small: TaskLogDirectory, tmp_path: Path
+) -> None:
+    logs = [fill(small.open(f"t-{number}"), close=False) for number in range(4)]
+    assert total(tmp_path / "logs") <= 3_500
+    logs[0].close()
+    fill(logs[3])
+    remark = messages(await logs[3].read(0, wait=True))[-1]
+    assert remark.startswith("1 log entries were dropped: all task logs together may have 3500 ")
+    assert not (tmp_path / "logs" / "t-0.log").exists()
+
+
+async def test_what_an_earlier_run_left_counts_and_goes_first(
+    small: TaskLogDirectory, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        fill(small.open(f"t-{number}"))
+        os.utime(tmp_path / f"logs/t-{number}.log", (number, number))
+    again = TaskLogDirectory(
+        tmp_path / "logs", max_bytes=10_000, max_total_bytes=3_500, warn=pytest.fail
+    )
+    kept = again.reopen("t-1", finished=True)  # its task is known, the others' are not
+    kept.offer()
+    again.prune(10, known={"t-1"})
+    fill(again.open("t-4"))
+    assert {path.stem for path in (tmp_path / "logs").iterdir()} == {"t-1", "t-3", "t-4"}
+    fill(again.open("t-5"))
+    fill(again.open("t-6"))
+    assert {path.stem for path in (tmp_path / "logs").iterdir()} == {"t-4", "t-5", "t-6"}
+    again.reconfigure(LogConfig(max_total_bytes=1_500))
+    assert {path.stem for path in (tmp_path / "logs").iterdir()} == {"t-6"}
+    assert again.read_old("t-2", 0) is None
+
+
+async def test_a_task_that_goes_on_after_a_restart_keeps_its_log(small: TaskLogDirectory) -> None:
+    postponed = fill(small.open("t-0"), close=False)
+    postponed.close(final=False)
+    for number in range(1, 6):
+        fill(small.open(f"t-{number}"))
+    assert messages(await postponed.read(0, wait=True)) == ["x" * 900]
