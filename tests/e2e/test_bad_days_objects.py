@@ -256,7 +256,7 @@ def test_a_value_whose_file_has_a_flipped_bit_is_never_taken_for_whole(
 
 
 def test_of_nodes_that_start_at_once_on_one_directory_one_serves(home: Any, start: Any) -> None:
-    start("lmdb").stop()  # so that there is a directory
+    start("memory").stop()  # so that there is a directory, and no lock but the node's own
     command = [SPEAR, "node", "--config", "config.toml"]
     nodes = []
     for _ in range(4):
