@@ -16,7 +16,7 @@ from typing import Any
 from _report import Row, meets
 
 FOLDER = Path(__file__).parent
-APART = {"run", "soak", "against_ray"}
+APART = {"run", "soak", "against_ray", "objects_against_ray"}
 
 
 def run(script: Path, *, as_json: bool) -> Any:
