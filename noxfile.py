@@ -223,7 +223,7 @@ def packaging(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def endurance(session: nox.Session) -> None:
-    """The tests whose numbers a usual run makes smaller, whole: half an hour."""
+    """The tests whose numbers a usual run makes smaller, whole: an hour or so."""
     _install(session, *BY_NAME)
     session.env["SPEAR_KILL_ROUNDS"] = "120"
     session.env["SPEAR_TEST_INCREMENTS"] = "20000"

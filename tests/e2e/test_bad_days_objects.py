@@ -65,14 +65,14 @@ def put(home: Any, key: str, value: bytes, *options: str) -> Any:
 
 def usage(home: Any) -> tuple[int, int]:
     """How many objects, and how many bytes."""
-    found = json.loads(home.spear("objects", "df", "--json").out)
-    return found["objects"], found["bytes"]
+    with sync.connect(state_dir=home.state) as client:
+        found = client.objects.usage()
+    return found.objects, found.bytes
 
 
 def holders(home: Any, key: str) -> list[str]:
-    told = home.spear("objects", "holders", key, "--json")
-    assert told.status == 0, told.err
-    return sorted(holder["name"] for holder in json.loads(told.out))
+    with sync.connect(state_dir=home.state) as client:
+        return sorted(holder.name for holder in client.objects.holders(key))
 
 
 def held_files(node: Any) -> list[str]:
@@ -102,6 +102,7 @@ def test_an_agent_that_is_killed_while_it_maps_an_object(home: Any, start: Any, 
         return "it has it" in log
 
     home.wait_until(has_it, "the agent has it")
+    assert f"\ntask/{task} " in home.spear("objects", "holders", "holder/mapped").out
     assert holders(home, "holder/mapped") == ["me", f"task/{task}"]
     assert usage(home) == (1, LARGE + (1 << 20)), "what is being written counts"
     psutil.Process(node.running_instance("holder@1")["pid"]).kill()
@@ -121,8 +122,8 @@ def test_what_has_a_time_to_live_is_gone_after_it(home: Any, start: Any, store: 
     assert put(home, "a/long", b"1", "--ttl", "1h").status == 0
     stat = json.loads(home.spear("objects", "stat", "a/long", "--json").out)
     assert 3590 < stat["expires_at"] - stat["updated_at"] < 3610
-    home.wait_until(lambda: home.spear("objects", "stat", "a/short").status == 3, "it is collected")
-    assert usage(home) == (1, 1)
+    home.wait_until(lambda: usage(home) == (1, 1), "it is collected")
+    assert home.spear("objects", "stat", "a/short").status == 3
 
 
 def put_until_it_is_full(client: sync.Node) -> list[str]:
