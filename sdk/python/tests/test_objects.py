@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Iterator
 
+import numpy
 import pytest
 
 from spear_sdk import (
@@ -244,7 +245,6 @@ def test_a_file_that_is_not_as_large_as_it_says() -> None:
 
 
 def test_numpy_maps_it_without_a_copy() -> None:
-    numpy = pytest.importorskip("numpy")
     value = numpy.arange(100_000, dtype="float64")
     file = file_of(value.tobytes())
     numbers = numpy.frombuffer(mapped(file, ObjectStat(key="k", size=800_000)), dtype="float64")
