@@ -4,8 +4,8 @@
 without a hash, which is how Ray is fastest; every get ends with a view whose last byte was read.
 Both put values into memory that earlier ones have had, as it is for anybody who goes on putting.
 "put sealed" is what another process does: it fills memory of its own and seals it, and the store
-takes that over. Ray is stopped before SPEAR is measured, so that neither disturbs the other; a copy
-of the value in memory is measured with both. `--sizes` takes KiB.
+takes that over. Ray and both stores take turns at each size, so that what else the machine does
+meets all of them; a copy of the value in memory is measured in between. `--sizes` takes KiB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,47 +34,48 @@ from spear_store_lmdb import LmdbObjectsConfig, open_lmdb_objects
 SIZES_KIB = (1, 64, 1024, 16 << 10, 64 << 10, 256 << 10)
 BYTES = 1 << 30
 """Of values that are put, about, for each size; but no more times than…"""
-MOST, LEAST = 300, 15
+MOST, LEAST, ROUNDS = 300, 15, 3
+WARM = 4
+"""Puts before the ones that are measured, until values take turns in the same memory."""
 
 ROOM = 4 << 30
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
-Times = dict[str, dict[int, float]]
-"""p50 in µs, by what was done and the size."""
-
-
-def turns(size: int) -> int:
-    return max(LEAST, min(MOST, BYTES // size))
+Times = dict[str, list[float]]
+"""Seconds, by what was done."""
 
 
 def p50(times: list[float]) -> float:
     return percentile(times, 50) * 1e6
 
 
+def turns(size: int) -> int:
+    """How often in each round."""
+    return max(LEAST, min(MOST, BYTES // size)) // ROUNDS
+
+
 def value_of(size: int) -> Any:
     return numpy.frombuffer(os.urandom(size), dtype=numpy.uint8)
 
 
-def timed(work: Callable[[], object], count: int) -> float:
-    times = []
+def timed(times: list[float], work: Callable[[], object], count: int) -> None:
     for _ in range(count):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return p50(times)
 
 
-async def timed_async(work: Callable[[], Awaitable[object]], count: int) -> float:
-    times = []
+async def timed_async(
+    times: list[float], work: Callable[[], Awaitable[object]], count: int
+) -> None:
     for _ in range(count):
         started = time.perf_counter()
         await work()
         times.append(time.perf_counter() - started)
-    return p50(times)
 
 
-def measure_ray(sizes: list[int]) -> Times:
-    """What Ray takes; a value that was put is let go with its reference."""
+@contextmanager
+def running_ray() -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -83,65 +86,75 @@ def measure_ray(sizes: list[int]) -> Times:
         logging_level="error",
         object_store_memory=ROOM,
     )
-    found: Times = {"copy": {}, "put": {}, "get": {}}
     try:
-        for size in sizes:
-            value, count = value_of(size), turns(size)
-            found["copy"][size] = timed(value.copy, count)
-            ray.get(ray.put(value))
-            found["put"][size] = timed(lambda value=value: ray.put(value), count)  # type: ignore[misc]
-            ref = ray.put(value)
-            found["get"][size] = timed(lambda ref=ref: ray.get(ref)[-1], count)  # type: ignore[misc]
-            del ref
-            gc.collect()
+        yield ray
     finally:
         ray.shutdown()
-    return found
 
 
-async def measure_store(store: ObjectStore, sizes: list[int]) -> Times:
+def measure_ray(ray: Any, value: Any, found: Times) -> None:
+    """What Ray takes; a value that was put is let go with its reference."""
+    count = turns(value.nbytes)
+    for _ in range(WARM):
+        ray.get(ray.put(value))
+    timed(found["put"], lambda: ray.put(value), count)
+    ref = ray.put(value)
+    timed(found["get"], lambda: ray.get(ref)[-1], count)
+
+
+async def measure_store(store: ObjectStore, value: Any, found: Times) -> None:
     """What a store of ours takes; each put replaces the value before."""
-    found: Times = {"copy": {}, "put": {}, "get": {}, "put sealed": {}}
-    for size in sizes:
-        value, count = value_of(size), turns(size)
-        found["copy"][size] = timed(value.copy, count)
+    count = turns(value.nbytes)
 
-        async def put(value: Any = value) -> None:
-            await store.put("k", memoryview(value), hashed=False)
+    async def put() -> None:
+        await store.put("k", memoryview(value), hashed=False)
 
-        async def get() -> None:
-            async with store.open("k") as view:
-                assert view.data[-1] >= 0
+    async def get() -> None:
+        async with store.open("k") as view:
+            assert view.data[-1] >= 0
 
-        async def put_sealed(value: Any = value, size: int = size) -> None:
-            fd = os.memfd_create("bench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            try:
-                left = memoryview(value)
-                while left:
-                    left = left[os.write(fd, left) :]
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-                await store.put("k", SealedFile(fd, size), hashed=False)
-            finally:
-                os.close(fd)
+    async def put_sealed() -> None:
+        fd = os.memfd_create("bench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            left = memoryview(value)
+            while left:
+                left = left[os.write(fd, left) :]
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+            await store.put("k", SealedFile(fd, value.nbytes), hashed=False)
+        finally:
+            os.close(fd)
 
+    for _ in range(WARM):
         await put()
-        found["put"][size] = await timed_async(put, count)
-        found["get"][size] = await timed_async(get, count)
-        found["put sealed"][size] = await timed_async(put_sealed, count)
-        await store.delete("k")
-    return found
+    await timed_async(found["put"], put, count)
+    await timed_async(found["get"], get, count)
+    await timed_async(found["put sealed"], put_sealed, count)
+    await store.delete("k")
 
 
-async def measure_spear(sizes: list[int]) -> dict[str, Times]:
-    room = MemoryStoreConfig(memory_store_bytes=ROOM)
+async def measure(ray: Any, sizes: list[int]) -> dict[int, dict[str, Times]]:
+    """By size and by whose it is."""
+    found: dict[int, dict[str, Times]] = {}
     with tempfile.TemporaryDirectory(prefix="spear-bench-") as name:
         context = make_context(Path(name))
-        async with open_memory_store(context, room) as store:
-            memory = await measure_store(store, sizes)
-        config = LmdbObjectsConfig(objects_durability="process")
-        async with open_lmdb_objects(context, config) as store:
-            lmdb = await measure_store(store, sizes)
-    return {"memory": memory, "lmdb": lmdb}
+        room = MemoryStoreConfig(memory_store_bytes=ROOM)
+        disk = LmdbObjectsConfig(objects_durability="process")
+        async with (
+            open_memory_store(context, room) as memory,
+            open_lmdb_objects(context, disk) as lmdb,
+        ):
+            for size in sizes:
+                value = value_of(size)
+                times = found[size] = {
+                    whose: defaultdict(list) for whose in ("copy", "ray", "memory", "lmdb")
+                }
+                for _ in range(ROUNDS):
+                    measure_ray(ray, value, times["ray"])
+                    gc.collect()
+                    await measure_store(memory, value, times["memory"])
+                    await measure_store(lmdb, value, times["lmdb"])
+                    timed(times["copy"]["copy"], value.copy, turns(size))
+    return found
 
 
 def shown(size: int) -> str:
@@ -150,15 +163,14 @@ def shown(size: int) -> str:
 
 def main(sizes: list[int]) -> None:
     with Report("objects, p50: SPEAR beside Ray (the floor)") as report:
-        ray = measure_ray(sizes)
-        spear = trio.run(measure_spear, sizes)
-        for size in sizes:
-            copies = [ray["copy"][size], *(times["copy"][size] for times in spear.values())]
-            report.row(f"{shown(size)}: a copy in memory", min(copies), "us")
+        with running_ray() as ray:
+            found = trio.run(measure, ray, sizes)
+        for size, times in found.items():
+            report.row(f"{shown(size)}: a copy in memory", p50(times["copy"]["copy"]), "us")
             for what in ("put", "put sealed", "get"):
-                floor = ray[what.partition(" ")[0]][size]
-                for name, times in spear.items():
-                    report.row(f"… {name}: {what}", times[what][size], "us",
+                floor = p50(times["ray"][what.partition(" ")[0]])
+                for name in ("memory", "lmdb"):
+                    report.row(f"… {name}: {what}", p50(times[name][what]), "us",
                                floor=floor, target=f"<= {floor:.2f}")  # fmt: skip
 
 
