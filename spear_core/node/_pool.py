@@ -45,6 +45,8 @@ __all__ = ["InstancePool", "PooledInstance", "describe_instance"]
 
 _STABLE_S = 10.0
 """One that dies sooner after its start counts as an attempt that failed."""
+_ROUNDING_S = 1e-3
+"""When the time for a look has come, so has whatever is due within this."""
 _LAST_IDLE_MS = 1_000
 """How long one stays idle in a pool that winds down: its last tasks may come one after another."""
 
@@ -451,13 +453,20 @@ class InstancePool:
     def _next_look(self, pooled: PooledInstance, now: float) -> float:
         """Seconds until the instance should be looked at again."""
         interval = self._config.health_check_interval_ms / 1000
-        if pooled not in self._free or pooled.outstanding or not self._dispensable():
+        if pooled not in self._free or pooled.outstanding:
             return interval
-        return max(0.0, min(interval, self._idle_left(pooled, now)))
+        left = self._check_left(pooled, now)
+        if self._dispensable():
+            left = min(left, self._idle_left(pooled, now))
+        return max(0.0, left)
+
+    def _check_left(self, pooled: PooledInstance, now: float) -> float:
+        """Seconds until its health should be checked: an execution that has ended shows it, too."""
+        interval = self._config.health_check_interval_ms / 1000
+        return max(pooled.idle_since, pooled.checked_at) + interval - now
 
     def _idle_left(self, pooled: PooledInstance, now: float) -> float:
-        """Seconds until it has been idle for too long; asked in one way only, because rounding
-        could let another say that it has not when the time for the look has come."""
+        """Seconds until it has been idle for too long."""
         return pooled.idle_since + self._config.idle_timeout_ms / 1000 - now
 
     def _dispensable(self) -> bool:
@@ -482,12 +491,15 @@ class InstancePool:
         now = trio.current_time()
         surplus = self._surplus(now)
         if self._dispensable():
-            if self._idle_left(pooled, now) <= 0:
+            if self._idle_left(pooled, now) <= _ROUNDING_S:
                 self._retire(pooled, "it was idle (pool.idle_timeout_ms)")
                 return
             if surplus:
                 self._retire(pooled, "fewer have done for a while (pool.idle_timeout_ms)")
                 return
+        if self._check_left(pooled, now) > _ROUNDING_S:
+            return  # it has worked meanwhile; who needs it now would be overtaken
+        pooled.checked_at = now
         del self._free[pooled]
         self._checking += 1
         try:

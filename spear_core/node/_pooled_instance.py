@@ -41,6 +41,8 @@ class PooledInstance:
     work_s: float = 0.0
     ready_at: float = 0.0
     idle_since: float = 0.0
+    checked_at: float = 0.0
+    """When its health was last checked."""
     mean_s: float = 0.0
     """What an execution on it takes, the newest counting most; 0: none has ended."""
     draining: str = ""

@@ -146,6 +146,23 @@ async def test_a_busy_instance_is_neither_checked_nor_timed_out(
         assert runtime.opened[0].health_checks == 0
 
 
+async def test_one_that_works_now_and_then_needs_no_check(
+    open_pool: PoolMaker, runtime: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    """While it is checked it is nobody's, so whoever comes just then would be overtaken."""
+    async with open_pool(min_instances=1, health_check_interval_ms=4_000) as pool:
+        for _ in range(20):
+            await trio.sleep(3)
+            pool.release(await pool.acquire())
+        assert runtime.opened[0].health_checks == 0
+        await trio.sleep(3.9)
+        assert runtime.opened[0].health_checks == 0
+        await trio.sleep(0.2)
+        assert runtime.opened[0].health_checks == 1
+        await trio.sleep(4)
+        assert runtime.opened[0].health_checks == 2
+
+
 @pytest.mark.parametrize("how", ["raises", "hangs"])
 async def test_an_unwell_idle_instance_is_retired(
     how: str, open_pool: PoolMaker, runtime: Any, autojump_clock: trio.testing.MockClock
