@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 import attrs
 import trio
@@ -43,8 +42,7 @@ from spear_core.builtins._recycled_memory import RecycledMemory
 from spear_core.errors import InvalidRequestError, ObjectNotFoundError, StoreFullError
 from spear_core.stores import (
     Deadlines,
-    HistoryChannel,
-    News,
+    History,
     Versions,
     check_holder,
     check_limit,
@@ -54,7 +52,6 @@ from spear_core.stores import (
     check_ttl,
     object_as_expected,
     object_conflict,
-    past_revision,
     version_gone,
 )
 
@@ -65,9 +62,6 @@ _INLINE = 1 << 20
 
 _IDLE_S = 10.0
 """Memory that has waited for a value for so long, or up to twice that, is given back."""
-
-_HISTORY = 10_000
-"""Revisions that a watch can begin at."""
 
 _DELETED_KEYS = 100_000
 """So many of the keys deleted last have their versions remembered."""
@@ -141,13 +135,11 @@ class MemoryObjectStore(ObjectStore):
         )
         self.versions: Versions[MemoryObject] = Versions(limit=max_kept)
         self.threads = trio.CapacityLimiter(4)
-        self._revision = 0
         self._objects: dict[str, MemoryObject] = {}
         self._keys: list[str] = []
         self._last_versions: dict[str, int] = {}
         self._forgotten_version = 0
-        self._history: deque[ObjectChanges] = deque(maxlen=_HISTORY)
-        self._news = News()
+        self._history = History(0, _of_keys)
         self._refs: dict[str, Counter[str]] = {}
         self._held: dict[str, set[str]] = {}
         self._patience: dict[str, float] = {}
@@ -249,7 +241,7 @@ class MemoryObjectStore(ObjectStore):
             key=key,
             size=value.size,
             version=before + 1,
-            revision=self._revision + 1,
+            revision=self._history.revision + 1,
             sha256=digest,
             created_at=old.stat.created_at if old else now,
             updated_at=now,
@@ -274,7 +266,7 @@ class MemoryObjectStore(ObjectStore):
         stat = old.stat
         self.versions.supersede(
             stat.key, stat.version, old,
-            written=stat.revision, ended=self._revision + 1, size=stat.size,
+            written=stat.revision, ended=self._history.revision + 1, size=stat.size,
         )  # fmt: skip
 
     @asynccontextmanager
@@ -314,7 +306,7 @@ class MemoryObjectStore(ObjectStore):
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[ObjectSnapshot, None]:
         await trio.lowlevel.checkpoint()
-        picture = self.versions.open_picture(self._revision)
+        picture = self.versions.open_picture(self._history.revision)
         try:
             yield MemorySnapshot(self, picture)
         finally:
@@ -361,7 +353,7 @@ class MemoryObjectStore(ObjectStore):
         check_limit(limit)
         await trio.lowlevel.checkpoint()
         found = (self._objects[key].stat for key in self.keys_from(prefix, after))
-        return page_of(found, limit, self._revision)
+        return page_of(found, limit, self._history.revision)
 
     def keys_from(self, prefix: str, after: str | None) -> Iterator[str]:
         start = bisect.bisect_left(self._keys, prefix)
@@ -449,34 +441,15 @@ class MemoryObjectStore(ObjectStore):
 
     # ---- history
 
-    @asynccontextmanager
-    async def watch(
+    def watch(
         self, prefix: str = "", *, start_revision: int | None = None
-    ) -> AsyncGenerator[trio.abc.ReceiveChannel[ObjectChanges], None]:
-        await trio.lowlevel.checkpoint()
-        start = self._revision + 1 if start_revision is None else start_revision
-        self._next_change(prefix, start)
-        channel = HistoryChannel(self._news, start, lambda place: self._next_change(prefix, place))
-        try:
-            yield channel
-        finally:
-            channel.close()
-
-    def _next_change(self, prefix: str, place: int) -> tuple[ObjectChanges | None, int]:
-        oldest = self._history[0].revision if self._history else self._revision + 1
-        past_revision(place, compacted=oldest, current=max(place, self._revision))
-        for found in itertools.islice(self._history, place - oldest, None):
-            changes = tuple(c for c in found.changes if c.key.startswith(prefix))
-            if changes:
-                return ObjectChanges(revision=found.revision, changes=changes), found.revision + 1
-        return None, max(place, self._revision + 1)
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[ObjectChanges]]:
+        return self._history.watch(prefix, start_revision)
 
     def _publish(self, changed: Sequence[ObjectChange]) -> None:
         if changed:
-            self._revision += 1
             done = tuple(sorted(changed, key=lambda change: change.key))
-            self._history.append(ObjectChanges(revision=self._revision, changes=done))
-            self._news.tell()
+            self._history.add(ObjectChanges(revision=self._history.revision + 1, changes=done))
 
     # ---- parts
 
@@ -555,3 +528,9 @@ def _room_of(store: weakref.ref[MemoryObjectStore]) -> Callable[[], int]:
         return found.room() if found is not None else 0
 
     return room
+
+
+def _of_keys(done: ObjectChanges, prefix: str) -> ObjectChanges | None:
+    """A revision, as far as keys with that prefix are concerned."""
+    changes = tuple(change for change in done.changes if change.key.startswith(prefix))
+    return ObjectChanges(revision=done.revision, changes=changes) if changes else None

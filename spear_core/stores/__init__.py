@@ -24,7 +24,7 @@ from spear_core.stores._checks import (
 )
 from spear_core.stores._deadlines import Deadlines
 from spear_core.stores._hashing import hashed_beside
-from spear_core.stores._history import HistoryChannel, News
+from spear_core.stores._history import History, HistoryChannel, News
 from spear_core.stores._piping import PipeTaker
 from spear_core.stores._sealed import SEALS, check_sealed
 from spear_core.stores._versions import Picture, Versions
@@ -36,6 +36,7 @@ __all__ = [
     "MAX_METADATA_VALUE",
     "SEALS",
     "Deadlines",
+    "History",
     "HistoryChannel",
     "News",
     "Picture",

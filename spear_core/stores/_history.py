@@ -1,14 +1,29 @@
-"""Watching: a place in a store's history."""
+"""Watching: a store's last revisions, and places in its history."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Generic, Protocol, TypeVar
 
 import trio
 
-__all__ = ["HistoryChannel", "News"]
+from spear_core.stores._checks import past_revision
 
+__all__ = ["History", "HistoryChannel", "News"]
+
+_LIMIT = 10_000
+"""Revisions that a watch can begin at."""
+
+
+class _Revision(Protocol):
+    @property
+    def revision(self) -> int: ...
+
+
+R = TypeVar("R", bound=_Revision)
 T = TypeVar("T")
 
 
@@ -65,3 +80,45 @@ class HistoryChannel(trio.abc.ReceiveChannel[T], Generic[T]):
     async def aclose(self) -> None:
         self.close()
         await trio.lowlevel.checkpoint()
+
+
+class History(Generic[R, T]):
+    """The last revisions of a store, in memory, for those who watch.
+
+    :param revision: the store's last one. :param seen: what the watcher of a prefix is told of a
+        revision; ``None``: nothing.
+    """
+
+    def __init__(self, revision: int, seen: Callable[[R, str], T | None]) -> None:
+        self.revision = revision
+        self._seen = seen
+        self._kept: deque[R] = deque(maxlen=_LIMIT)
+        self._news = News()
+
+    def add(self, done: R) -> None:
+        """The store has changed."""
+        self.revision = done.revision
+        self._kept.append(done)
+        self._news.tell()
+
+    @asynccontextmanager
+    async def watch(
+        self, prefix: str, start_revision: int | None
+    ) -> AsyncGenerator[HistoryChannel[T], None]:
+        """As :meth:`spear_core.api.ObjectStore.watch`."""
+        await trio.lowlevel.checkpoint()
+        start = self.revision + 1 if start_revision is None else start_revision
+        self._next(prefix, start)
+        channel = HistoryChannel(self._news, start, lambda place: self._next(prefix, place))
+        try:
+            yield channel
+        finally:
+            channel.close()
+
+    def _next(self, prefix: str, place: int) -> tuple[T | None, int]:
+        oldest = self._kept[0].revision if self._kept else self.revision + 1
+        past_revision(place, compacted=oldest, current=max(place, self.revision))
+        for found in itertools.islice(self._kept, place - oldest, None):
+            if (seen := self._seen(found, prefix)) is not None:
+                return seen, found.revision + 1
+        return None, max(place, self.revision + 1)

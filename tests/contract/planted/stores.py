@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -504,8 +504,11 @@ class TestWatchHidesTheGap(StoreMutant):
     caught_by = "test_list_then_watch_has_no_gap"
 
     class Planted(MemoryObjectStore):
-        def _next_change(self, prefix: str, place: int) -> tuple[ObjectChanges | None, int]:
-            return super()._next_change(prefix, max(place, 1))
+        def watch(
+            self, prefix: str = "", *, start_revision: int | None = None
+        ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[ObjectChanges]]:
+            begin = None if start_revision is None else max(start_revision, 1)
+            return super().watch(prefix, start_revision=begin)
 
     spec = store_spec(Planted)
 

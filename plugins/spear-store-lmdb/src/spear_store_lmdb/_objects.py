@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import itertools
 import logging
 import os
 import struct
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -41,8 +45,7 @@ from spear_core.api import (
 from spear_core.errors import ObjectNotFoundError, StoreError
 from spear_core.stores import (
     Deadlines,
-    HistoryChannel,
-    News,
+    History,
     Picture,
     Versions,
     check_holder,
@@ -52,7 +55,6 @@ from spear_core.stores import (
     check_sealed,
     check_size,
     check_ttl,
-    past_revision,
     version_gone,
 )
 
@@ -78,9 +80,6 @@ from ._transaction import Transaction, ViewCursor
 __all__ = ["LmdbObjectStore", "open_objects"]
 
 T = TypeVar("T")
-
-_HISTORY = 10_000
-"""Revisions that a watch can begin at; they are kept in memory only."""
 
 _EXPIRED_AT_ONCE = 100
 _LONGEST_SLEEP = 60.0
@@ -143,12 +142,10 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self.reserved = 0
         self.threads = trio.CapacityLimiter(4)
         self._references = References(environment)
-        self._history: deque[Done] = deque(maxlen=_HISTORY)
-        self._news = News()
         self._sooner = trio.Event()
         self._silent: Deadlines[str] = Deadlines()
         with environment.reading() as txn:
-            self._revision = self._read_revision(txn)
+            self._history = History(self._read_revision(txn), Done.changes)
             for holder, ttl in txn.cursor(db=environment["silent"]):
                 if len(ttl) == _TTL.size:  # else a check tells
                     self._silent.set(holder.decode(), _TTL.unpack(ttl)[0])
@@ -513,9 +510,9 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
             return report, removed, self._read_revision(txn)
 
         def after(result: tuple[StoreReport, Done | None, int]) -> None:
-            _, removed, self._revision = result
+            _, removed, self._history.revision = result
             if removed is not None:
-                self._tell(removed)
+                self._history.add(removed)
 
         report, _, _ = await self._environment.write(work, after)
         return report
@@ -526,7 +523,9 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         known = self._environment["blobs"]
         while True:
             with self._environment.reading() as txn:
-                if self._read_revision(txn) == self._revision:  # and so what it ended is kept
+                if (
+                    self._read_revision(txn) == self._history.revision
+                ):  # and so what it ended is kept
                     kept = {blob_of(raw) for raw in self.versions.kept()}
                     return [
                         name
@@ -540,26 +539,10 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
     # ---- history
 
-    @asynccontextmanager
-    async def watch(
+    def watch(
         self, prefix: str = "", *, start_revision: int | None = None
-    ) -> AsyncGenerator[trio.abc.ReceiveChannel[ObjectChanges], None]:
-        await trio.lowlevel.checkpoint()
-        start = self._revision + 1 if start_revision is None else start_revision
-        self._next_change(prefix, start)
-        channel = HistoryChannel(self._news, start, lambda place: self._next_change(prefix, place))
-        try:
-            yield channel
-        finally:
-            channel.close()
-
-    def _next_change(self, prefix: str, place: int) -> tuple[ObjectChanges | None, int]:
-        oldest = self._history[0].revision if self._history else self._revision + 1
-        past_revision(place, compacted=oldest, current=max(place, self._revision))
-        for found in itertools.islice(self._history, place - oldest, None):
-            if (changes := found.changes(prefix)) is not None:
-                return changes, found.revision + 1
-        return None, max(place, self._revision + 1)
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[ObjectChanges]]:
+        return self._history.watch(prefix, start_revision)
 
     # ---- parts
 
@@ -619,17 +602,12 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
                 elif blob := ended.head.blob_name:
                     self.blobs.remove(blob)
             if done is not None:
-                self._tell(done)
+                self._history.add(done)
                 if any(now is not None and now.expires_at for _, now in done.objects):
                     self._sooner.set()
 
         result, _, _ = await self._environment.write(work, after)
         return result
-
-    def _tell(self, done: Done) -> None:
-        self._revision = done.revision
-        self._history.append(done)
-        self._news.tell()
 
 
 @contextmanager
