@@ -61,7 +61,7 @@ class Snapshot(ObjectSnapshot):
         check_limit(limit)
         await trio.lowlevel.checkpoint()
         self._picture.check()
-        with self._store.walking(prefix, after) as (walk, _):
+        with self._store.reader.walking(prefix, after) as (walk, _):
             old = self._store.versions.keys(prefix, after)
             return page_of(self._listed(walk, old), limit, self.revision)
 
@@ -84,7 +84,7 @@ class Snapshot(ObjectSnapshot):
         self._picture.check()
         raw = b""
         with suppress(ObjectNotFoundError):
-            raw = self._store.raw(key)
+            raw = self._store.reader.raw(key)
         if raw and (record := unpack(key, raw)).stat.revision <= self.revision:
             return record, raw
         kept = self._store.versions.at(key, self.revision)

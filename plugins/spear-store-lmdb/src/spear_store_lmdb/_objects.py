@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import logging
-import os
 import struct
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -16,7 +13,6 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,13 +32,12 @@ from spear_core.api import (
     ObjectView,
     ObjectWriter,
     PutObject,
-    SealedFile,
     StoreBackup,
     StoreMaintenance,
     StoreReport,
     StoreUsage,
 )
-from spear_core.errors import ObjectNotFoundError, StoreError
+from spear_core.errors import StoreError
 from spear_core.stores import (
     Deadlines,
     History,
@@ -50,18 +45,16 @@ from spear_core.stores import (
     Versions,
     check_holder,
     check_limit,
-    check_object_key,
     check_operations,
-    check_sealed,
     check_size,
     check_ttl,
-    version_gone,
 )
 
 from ._blobs import Blobs
 from ._config import LmdbObjectsConfig
 from ._environment import Environment, open_environment
 from ._format1 import objects_from_1
+from ._new_values import NewValues, held_source
 from ._object_changes import DATABASES, Changes, Done, Prepared, full
 from ._object_maintenance import (
     backup_objects,
@@ -71,11 +64,12 @@ from ._object_maintenance import (
     remove_orphans,
     repair_objects,
 )
+from ._object_reader import ObjectReader
 from ._object_snapshot import Snapshot, page_of
 from ._object_writer import Writer
 from ._records import Record, blob_of, inline_value, stat_of, unpack, value_of
 from ._references import References
-from ._transaction import Transaction, ViewCursor
+from ._transaction import Transaction
 
 __all__ = ["LmdbObjectStore", "open_objects"]
 
@@ -139,8 +133,10 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self.config = config
         self._log = log
         self.versions: Versions[bytes] = Versions(limit=config.snapshot_bytes, drop=self._drop)
+        self.reader = ObjectReader(environment, self.versions)
         self.reserved = 0
         self.threads = trio.CapacityLimiter(4)
+        self._values = NewValues(blobs, inline_bytes=config.inline_bytes, threads=self.threads)
         self._references = References(environment)
         self._sooner = trio.Event()
         self._silent: Deadlines[str] = Deadlines()
@@ -178,25 +174,10 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         prepared: dict[str, Prepared] = {}
         for operation in operations:
             if isinstance(operation, PutObject):
-                if (new := self._inline(operation)) is None:
+                if (new := self._values.inline(operation)) is None:
                     return await self._transact_files(operations)
                 prepared[operation.key] = new
         return await self.apply(operations, prepared)
-
-    def _inline(self, operation: PutObject) -> Prepared | None:
-        """The value, if it is a small one; and nothing awaits anything."""
-        value = operation.value
-        if isinstance(value, SealedFile):
-            return None
-        if not isinstance(value, bytes):
-            with memoryview(value) as view:
-                if view.nbytes > self.config.inline_bytes:
-                    return None
-                value = bytes(view)
-        if len(value) > self.config.inline_bytes:
-            return None
-        digest = hashlib.sha256(value).hexdigest() if operation.hashed else ""
-        return Prepared(len(value), digest, value)
 
     async def _transact_files(
         self, operations: Sequence[ObjectOperation]
@@ -205,13 +186,13 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         done = False
         with ExitStack() as held:
             puts = [
-                (operation, held.enter_context(_held(operation.value)))
+                (operation, held.enter_context(held_source(operation.value)))
                 for operation in operations
                 if isinstance(operation, PutObject)
             ]
             try:
                 for operation, source in puts:
-                    prepared[operation.key] = await self._prepare(operation, source)
+                    prepared[operation.key] = await self._values.prepare(operation, source)
                 stats = await self.apply(operations, prepared)
                 done = True
                 return stats
@@ -234,26 +215,6 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
             if new.blob:
                 self.blobs.settle(new.blob)
         return stats
-
-    async def _prepare(self, operation: PutObject, source: int | None) -> Prepared:
-        given = operation.value
-        if isinstance(given, SealedFile):
-            assert source is not None
-            if given.size <= self.config.inline_bytes:
-                value = os.pread(source, given.size, 0)
-                digest = hashlib.sha256(value).hexdigest() if operation.hashed else ""
-                return Prepared(len(value), digest, value)
-            size = given.size
-            work = partial(self.blobs.copy, source, size, hashed=operation.hashed)
-        else:
-            if (small := self._inline(operation)) is not None:
-                return small
-            view = memoryview(given).cast("B")
-            size = len(view)
-            work = partial(self.blobs.write, view, hashed=operation.hashed)
-        # a thread that cannot be stopped: when it is done, a cancelled caller is told
-        name, digest = await trio.to_thread.run_sync(work, limiter=self.threads)
-        return Prepared(size, digest, blob=name)
 
     @asynccontextmanager
     async def create(
@@ -301,7 +262,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self, key: str, *, version: int | None = None
     ) -> AsyncGenerator[ObjectView, None]:
         await trio.lowlevel.checkpoint()
-        with self.shown(*self._find(key, version)) as view:
+        with self.shown(*self.reader.find(key, version)) as view:
             yield view
 
     @contextmanager
@@ -337,7 +298,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
     async def get(self, key: str, *, version: int | None = None) -> tuple[ObjectStat, bytes]:
         await trio.lowlevel.checkpoint()
-        return await self.copied(*self._find(key, version))
+        return await self.copied(*self.reader.find(key, version))
 
     async def copied(self, record: Record, raw: bytes) -> tuple[ObjectStat, bytes]:
         if not record.blob:
@@ -356,50 +317,22 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         except (lmdb.Error, UnicodeEncodeError, IndexError, struct.error):
             value = None
         if value is None:
-            self._read(key)  # says what is wrong, if anything is
+            self.reader.read(key)  # says what is wrong, if anything is
             raise trio.WouldBlock
         return value
 
     async def stat(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()
-        return stat_of(key, self.raw(key))
+        return stat_of(key, self.reader.raw(key))
 
     async def list(
         self, prefix: str = "", *, after: str | None = None, limit: int = 1000
     ) -> ObjectPage:
         check_limit(limit)
         await trio.lowlevel.checkpoint()
-        with self.walking(prefix, after) as (walk, revision):
+        with self.reader.walking(prefix, after) as (walk, revision):
             found = (stat_of(name, raw, key) for name, key, raw in walk)
             return page_of(found, limit, revision)
-
-    @contextmanager
-    def walking(
-        self, prefix: str, after: str | None
-    ) -> Iterator[tuple[Iterator[tuple[str, bytes, memoryview]], int]]:
-        """Names, keys and records, ascending, which lie in LMDB for as long as the block; and the
-        revision."""
-        try:
-            with self._environment.looking() as txn:
-                revision = int(bytes(txn.get(b"revision", b"0", db=self._environment["meta"])))
-                yield self._walk(txn.cursor(db=self._objects), prefix, after), revision
-        except lmdb.Error as exc:
-            raise self._environment.trouble(exc) from exc
-
-    @staticmethod
-    def _walk(
-        cursor: ViewCursor, prefix: str, after: str | None
-    ) -> Iterator[tuple[str, bytes, memoryview]]:
-        first = prefix.encode("utf-8", "surrogatepass")
-        start = first if after is None else max(first, after.encode("utf-8", "surrogatepass"))
-        if not (cursor.set_range(start) if start else cursor.first()):
-            return
-        for view, raw in cursor:
-            key = bytes(view)
-            if not key.startswith(first):
-                return
-            if (name := key.decode()) != after:
-                yield name, key, raw
 
     # ---- what keeps an object
 
@@ -413,7 +346,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
     async def holders(self, key: str) -> Sequence[ObjectHolder]:
         await trio.lowlevel.checkpoint()
-        self._read(key)
+        self.reader.read(key)
         silent = self._environment["silent"]
         with self._environment.reading() as txn:
             found = []
@@ -549,38 +482,6 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
     def _read_revision(self, txn: Transaction) -> int:
         return int(txn.get(b"revision", b"0", db=self._environment["meta"]))
 
-    def raw(self, key: str) -> bytes:
-        try:
-            with self._environment.reading() as txn:
-                raw = txn.get(key.encode(), db=self._objects)
-        except (UnicodeEncodeError, lmdb.BadValsizeError):
-            raw = None
-        except lmdb.Error as exc:
-            raise self._environment.trouble(exc) from exc
-        if raw is None:
-            check_object_key(key)
-            raise ObjectNotFoundError(f"there is no object {key!r}")
-        return raw
-
-    def _read(self, key: str) -> tuple[Record, bytes]:
-        raw = self.raw(key)
-        return unpack(key, raw), raw
-
-    def _find(self, key: str, version: int | None) -> tuple[Record, bytes]:
-        """The current version, or another that somebody keeps."""
-        if version is None:
-            return self._read(key)
-        current = None
-        with suppress(ObjectNotFoundError):
-            record, raw = self._read(key)
-            current = record.stat.version
-            if current == version:
-                return record, raw
-        kept = self.versions.find(key, version)
-        if kept is None:
-            raise version_gone(key, version, current)
-        return unpack(key, kept), kept
-
     def _drop(self, raw: bytes) -> None:
         """Nobody can see that version any more."""
         if blob := blob_of(raw):
@@ -608,17 +509,3 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
         result, _, _ = await self._environment.write(work, after)
         return result
-
-
-@contextmanager
-def _held(value: object) -> Iterator[int | None]:
-    """A descriptor of our own for a sealed file, once it is found to be one."""
-    if not isinstance(value, SealedFile):
-        yield None
-        return
-    check_sealed(value)
-    descriptor = fcntl.fcntl(value.fd, fcntl.F_DUPFD_CLOEXEC, 0)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
