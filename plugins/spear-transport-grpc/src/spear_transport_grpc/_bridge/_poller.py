@@ -17,7 +17,7 @@ __all__ = ["Poller", "Waiter"]
 
 Event = Any
 """``cygrpc``'s description of something that is complete; its ``tag`` is what we gave it."""
-_MOST_AT_ONCE = 64
+_MOST_AT_ONCE = 32
 """Events that are handled before other tasks have a turn."""
 _EMPTY_LOOKS = 2
 """How often trio looks in vain, with a turn of the other tasks in between, before it sleeps."""
