@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ _MOST_THREADS = 4
 
 _AROUND = 16 * mmap.PAGESIZE
 
-Window = ctypes.c_ubyte * (1 << 62)
+Window = ctypes.c_ubyte * (sys.maxsize >> 1)
 """An array over an address. It has no end, because there would be a type for each size
 otherwise, which Python keeps for ever; of it only slices are used."""
 

@@ -77,7 +77,7 @@ class MemoryStoreConfig:
     """Values over 64 KiB that have a file descriptor, so that other processes can map them;
     further ones are copied when another process needs them."""
     memory_recycle_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.ge(0))
-    """Memory of values that are gone, kept for the next ones for ten seconds or a little more;
+    """Memory of values that are gone, kept for the next ones for ten to twenty seconds;
     together with the values never more than ``memory_store_bytes``. 0: none."""
     memory_snapshot_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.gt(0))
     """Old versions that snapshots may keep, beside; the oldest snapshot that needs more is
