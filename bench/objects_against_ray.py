@@ -35,7 +35,7 @@ SIZES_KIB = (1, 64, 1024, 16 << 10, 64 << 10, 256 << 10)
 BYTES = 1 << 30
 """Of values that are put, about, for each size; but no more times than…"""
 MOST, LEAST, ROUNDS = 300, 15, 3
-WARM = 4
+WARM = 6
 """Puts before the ones that are measured, until values take turns in the same memory."""
 
 ROOM = 4 << 30

@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,60 @@ def test_pages_are_touched_once_before_they_are_written_to(
     for size in (400_000, 300_000, 500_000, 500_000):
         assert shown(segment, SECRET[:size]) == SECRET[:size]
     assert told == [(400_000, False), (300_000, True), (500_000, False), (500_000, True)]
+
+
+def huge(address_of: str = "spear-object") -> int:
+    """Bytes of values that are mapped by huge pages."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = address_of in line
+        elif ours and line.startswith("ShmemPmdMapped:"):
+            found += int(line.split()[1]) << 10
+    return found
+
+
+def test_what_is_used_again_and_again_gets_huge_pages(segment: Segment) -> None:
+    size = (5 << 20) + 1000
+    contents = [bytes([65 + number]) * (size - number) for number in range(6)]
+    got = 0
+    for content in contents:
+        assert shown(segment, content) == content
+        got = max(got, huge())
+    view = shown(segment, contents[0])
+    fd = segment.lend()
+    assert os.pread(fd, size + 1, 0) == contents[0] == view
+    os.close(fd)
+    if not got:
+        pytest.skip("no huge pages here (Linux 6.1)")
+    assert got == 4 << 20
+
+
+def test_no_huge_pages_are_no_error(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def refuse(*arguments: int) -> int:
+        told.append(arguments[1:])
+        return -1
+
+    monkeypatch.setattr("spear_core.builtins._memory_segment._madvise", refuse)
+    for number in range(6):
+        content = bytes([65 + number]) * (5 << 20)
+        assert shown(segment, content) == content
+    assert told == [(4 << 20, 25)]
+
+
+def test_addresses_are_given_back() -> None:
+    def addresses() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
+
+    before = addresses()
+    for _ in range(20):
+        segment = Segment.new()
+        segment.write(0, memoryview(VALUE))
+        segment.show(20 << 20)
+        segment.close()
+    assert addresses() - before < 100 << 20
 
 
 def test_pieces_are_written_behind_one_another(segment: Segment) -> None:
