@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from spear_core.testing._metadata_contract import MetadataStoreContract
     from spear_core.testing._promise import promise
     from spear_core.testing._resources import Resources
-    from spear_core.testing._runtime_contract import RuntimeContract, Sample
+    from spear_core.testing._runtime_contract import RuntimeContract
+    from spear_core.testing._runtime_samples import Sample
     from spear_core.testing._scheduler_contract import SchedulerContract
     from spear_core.testing._store_contract import ObjectStoreContract
     from spear_core.testing._tracer_contract import TracerContract
@@ -44,7 +45,8 @@ _HOMES = {
     "_metadata_contract": ("MetadataStoreContract",),
     "_promise": ("promise",),
     "_resources": ("Resources",),
-    "_runtime_contract": ("RuntimeContract", "Sample"),
+    "_runtime_contract": ("RuntimeContract",),
+    "_runtime_samples": ("Sample",),
     "_scheduler_contract": ("SchedulerContract",),
     "_store_contract": ("ObjectStoreContract",),
     "_tracer_contract": ("TracerContract",),

@@ -128,6 +128,7 @@ class FdContract(ABC):
         self._needs_fds()
         async with self.open_pair(tmp_path) as pair:
             pair.pass_fds()
+            gc.collect()  # else what others have left would be closed meanwhile, and hide a leak
             before = Resources.now()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_send_numbered, pair.near, (0, 30_000), 30)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import signal
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,14 +21,11 @@ from spear_core.api import (
     Capability,
     ChannelFactory,
     ExecutionRequest,
-    ExecutionResponse,
-    ExecutionStatus,
     Fingerprint,
     Health,
     Instance,
     InstanceSpec,
     Limits,
-    Runtime,
     RuntimeInstanceId,
     RuntimeSpec,
 )
@@ -37,127 +33,27 @@ from spear_core.errors import ChannelError, InstanceError, UnsupportedArtifactEr
 from spear_core.testing._fakes import FakeHostcalls, make_context, open_channels
 from spear_core.testing._promise import promise
 from spear_core.testing._resources import Resources, busy_share
+from spear_core.testing._runtime_samples import (
+    OpenedRuntime,
+    Sample,
+    assert_completed,
+    assert_failed,
+    new_request,
+)
 from spear_core.testing._stream_contract import StreamingPromises
 
-__all__ = ["RuntimeContract", "Sample"]
+__all__ = ["RuntimeContract"]
 
-_CODES = frozenset(
-    {
-        "aborted",
-        "already_exists",
-        "cancelled",
-        "data_loss",
-        "deadline_exceeded",
-        "failed_precondition",
-        "internal",
-        "invalid_argument",
-        "not_found",
-        "out_of_range",
-        "permission_denied",
-        "resource_exhausted",
-        "unauthenticated",
-        "unavailable",
-        "unimplemented",
-        "unknown",
-    }
-)
-"""gRPC's status names: https://grpc.io/docs/guides/status-codes/"""
-
-
-@attrs.frozen(kw_only=True)
-class Sample:
-    """A piece of code for the runtime under test."""
-
-    filename: str
-    content: bytes | str
-    entry: str = ""
-    args: tuple[str, ...] = ()
-    env: Mapping[str, str] = attrs.field(factory=dict)
-    executable: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class _Opened:
-    """A runtime and what the suite needs beside it."""
-
-    runtime: Runtime
-    hostcalls: FakeHostcalls
-    folder: Path
-    spec: RuntimeSpec[Any]
-
-    def artifact(
-        self, sample: Sample, *, reuse: bool = False, limits: Limits | None = None
-    ) -> Artifact:
-        """The sample as the node would store it."""
-        content = sample.content.encode() if isinstance(sample.content, str) else sample.content
-        digest = hashlib.sha256(content).hexdigest()
-        stored = self.folder / "artifacts" / digest / sample.filename
-        if not stored.exists():
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            stored.write_bytes(content)
-            stored.chmod(0o555 if sample.executable else 0o444)
-        shape = self.spec.recognise(stored, content[:4096], sample.entry)
-        assert shape is not None, f"recognise does not know {sample.filename}"
-        return Artifact(
-            name="sample",
-            version=1,
-            digest=digest,
-            runtime=self.spec.name,
-            shape=shape,
-            path=stored,
-            filename=sample.filename,
-            entry=sample.entry,
-            env=sample.env,
-            args=sample.args,
-            limits=limits or Limits(),
-            reuse=reuse,
-        )
-
-    @asynccontextmanager
-    async def instance(self, artifact: Artifact, name: str = "") -> AsyncGenerator[Instance, None]:
-        """An instance of a prepared artifact."""
-        await self.runtime.prepare(artifact)
-        name = name or f"i{next(_numbers)}"
-        identity = RuntimeInstanceId(runtime_type=self.spec.name, instance_id=name)
-        async with self.runtime.open_instance(InstanceSpec(id=identity, artifact=artifact)) as made:
-            yield made
-
-    async def run_once(self, artifact: Artifact, payload: bytes = b"input\n") -> ExecutionResponse:
-        """One execution on an instance of its own."""
-        async with self.instance(artifact) as instance:
-            return await instance.execute(_request(payload))
-
-
-_numbers = itertools.count(1)
 _TOGETHER = 3
 """Executions at the same time, as the sample ``meets`` has it."""
 
 
-def _request(payload: bytes = b"input\n") -> ExecutionRequest:
-    number = next(_numbers)
-    return ExecutionRequest(execution_id=f"e{number}", task_id=f"t{number}", payload=payload)
-
-
-async def _run_alone(opened: _Opened, artifact: Artifact) -> None:
-    identity = RuntimeInstanceId(runtime_type=opened.spec.name, instance_id=f"i{next(_numbers)}")
+async def _run_alone(opened: OpenedRuntime, artifact: Artifact) -> None:
+    name = new_request().execution_id
+    identity = RuntimeInstanceId(runtime_type=opened.spec.name, instance_id=name)
     spec = InstanceSpec(id=identity, artifact=artifact)
     async with opened.runtime.open_instance(spec) as instance:
-        await instance.execute(_request())
-
-
-def _assert_failed(response: ExecutionResponse) -> None:
-    assert response.status is ExecutionStatus.FAILED
-    assert response.error is not None, "a failed response says why"
-    assert response.error.message, "the error has no message"
-    assert "\n" not in response.error.message, "the message is not one line"
-    assert response.error.code in _CODES, f"{response.error.code!r} is no gRPC status name"
-
-
-def _assert_completed(response: ExecutionResponse, payload: bytes) -> None:
-    assert response.error is None, response.error
-    assert response.status is ExecutionStatus.COMPLETED
-    assert len(response.payload) == len(payload)
-    assert response.payload == payload
+        await instance.execute(new_request())
 
 
 class RuntimeContract(StreamingPromises):
@@ -202,14 +98,14 @@ class RuntimeContract(StreamingPromises):
     """A file that is not for this runtime."""
 
     @asynccontextmanager
-    async def open_runtime(self, tmp_path: Path) -> AsyncGenerator[_Opened, None]:
+    async def open_runtime(self, tmp_path: Path) -> AsyncGenerator[OpenedRuntime, None]:
         """The runtime, as a node opens it, on the transports it names."""
         config = self.spec.config_cls() if self.config is None else self.config
         hostcalls = FakeHostcalls()
         async with self.open_channels(tmp_path) as channels:
             context = make_context(tmp_path, hostcalls=hostcalls, channels=channels)
             async with self.spec.open(context, config) as runtime:
-                opened = _Opened(
+                opened = OpenedRuntime(
                     runtime=runtime, hostcalls=hostcalls, folder=tmp_path, spec=self.spec
                 )
                 await self._require_backend(opened)
@@ -220,7 +116,7 @@ class RuntimeContract(StreamingPromises):
         Override it to bring a factory of your own."""
         return open_channels(tmp_path, self.spec.transports)
 
-    async def _require_backend(self, opened: _Opened) -> None:
+    async def _require_backend(self, opened: OpenedRuntime) -> None:
         found = await opened.runtime.fingerprint()
         if found.health is Health.UNDETECTED:
             pytest.skip(f"{self.spec.name}: {found.message}")
@@ -301,7 +197,7 @@ class RuntimeContract(StreamingPromises):
                     for _ in range(3):
                         nursery.start_soon(opened.runtime.prepare, artifact)
                 await opened.runtime.prepare(artifact)
-                _assert_completed(await opened.run_once(artifact, b"again"), b"again")
+                assert_completed(await opened.run_once(artifact, b"again"), b"again")
 
     @promise
     async def test_cancelled_prepare_can_be_done_again(self, tmp_path: Path) -> None:
@@ -311,7 +207,7 @@ class RuntimeContract(StreamingPromises):
             for delay in (0, 0.001, 0.01):
                 with trio.move_on_after(delay):
                     await opened.runtime.prepare(artifact)
-            _assert_completed(await opened.run_once(artifact, b"whole"), b"whole")
+            assert_completed(await opened.run_once(artifact, b"whole"), b"whole")
 
     @promise
     async def test_what_is_retained_stays_prepared(self, tmp_path: Path) -> None:
@@ -323,9 +219,9 @@ class RuntimeContract(StreamingPromises):
             identity = RuntimeInstanceId(runtime_type=self.spec.name, instance_id="retained")
             spec = InstanceSpec(id=identity, artifact=artifact)
             async with opened.runtime.open_instance(spec) as instance:
-                _assert_completed(await instance.execute(_request(b"kept")), b"kept")
+                assert_completed(await instance.execute(new_request(b"kept")), b"kept")
             await opened.runtime.retain([])
-            _assert_completed(await opened.run_once(artifact, b"anew"), b"anew")
+            assert_completed(await opened.run_once(artifact, b"anew"), b"anew")
 
     @promise
     async def test_malformed_code_is_refused(self, tmp_path: Path) -> None:
@@ -336,7 +232,7 @@ class RuntimeContract(StreamingPromises):
             for _ in range(2):
                 with pytest.raises(UnsupportedArtifactError):
                     await opened.runtime.prepare(opened.artifact(malformed))
-            _assert_completed(await opened.run_once(opened.artifact(self.echo), b"on"), b"on")
+            assert_completed(await opened.run_once(opened.artifact(self.echo), b"on"), b"on")
 
     @promise
     async def test_prepare_leaves_the_code_alone(self, tmp_path: Path) -> None:
@@ -355,14 +251,14 @@ class RuntimeContract(StreamingPromises):
         async with self.open_runtime(tmp_path) as opened:
             artifact = opened.artifact(self.echo)
             for payload in (b"", b"text\n", bytes(range(256)), os.urandom(1 << 20)):
-                _assert_completed(await opened.run_once(artifact, payload), payload)
+                assert_completed(await opened.run_once(artifact, payload), payload)
 
     @promise
     async def test_failure_of_the_guest_is_a_response(self, tmp_path: Path) -> None:
         """``execute``: a failure of the guest's own code is a response with status ``FAILED``, a
         gRPC code and a message of one line."""
         async with self.open_runtime(tmp_path) as opened:
-            _assert_failed(await opened.run_once(opened.artifact(self.fails)))
+            assert_failed(await opened.run_once(opened.artifact(self.fails)))
 
     @promise
     async def test_failure_concerns_that_execution_only(self, tmp_path: Path) -> None:
@@ -372,10 +268,10 @@ class RuntimeContract(StreamingPromises):
             reuse = Capability.REUSE in self.spec.capabilities
             failing, echo = opened.artifact(self.fails, reuse=reuse), opened.artifact(self.echo)
             async with opened.instance(echo) as other, opened.instance(failing) as instance:
-                _assert_failed(await instance.execute(_request()))
+                assert_failed(await instance.execute(new_request()))
                 if reuse and not await _has_failed(instance):
-                    _assert_failed(await instance.execute(_request()))
-                _assert_completed(await other.execute(_request(b"fine")), b"fine")
+                    assert_failed(await instance.execute(new_request()))
+                assert_completed(await other.execute(new_request(b"fine")), b"fine")
 
     @promise
     async def test_instance_is_reused(self, tmp_path: Path) -> None:
@@ -389,7 +285,7 @@ class RuntimeContract(StreamingPromises):
             for number in range(5):
                 payload = b"%d" % number
                 await instance.check_health()
-                _assert_completed(await instance.execute(_request(payload)), payload)
+                assert_completed(await instance.execute(new_request(payload)), payload)
                 assert instance.statistics().executions == number + 1
 
     @promise
@@ -401,10 +297,10 @@ class RuntimeContract(StreamingPromises):
             self.open_runtime(tmp_path) as opened,
             opened.instance(self._concurrent(opened, sample)) as instance,
         ):
-            requests = [_request(b"%d" % number) for number in range(_TOGETHER)]
+            requests = [new_request(b"%d" % number) for number in range(_TOGETHER)]
 
             async def run(request: ExecutionRequest) -> None:
-                _assert_completed(await instance.execute(request), request.payload)
+                assert_completed(await instance.execute(request), request.payload)
 
             async with trio.open_nursery() as nursery:
                 for request in requests:
@@ -424,15 +320,15 @@ class RuntimeContract(StreamingPromises):
             opened.instance(self._concurrent(opened, sample)) as instance,
         ):
             async with trio.open_nursery() as alone:
-                alone.start_soon(instance.execute, _request(b"0"))
+                alone.start_soon(instance.execute, new_request(b"0"))
                 await trio.sleep(0.2)
                 alone.cancel_scope.cancel()
             if not instance.fit():
                 return
-            requests = [_request(b"%d" % number) for number in range(_TOGETHER)]
+            requests = [new_request(b"%d" % number) for number in range(_TOGETHER)]
 
             async def run(request: ExecutionRequest) -> None:
-                _assert_completed(await instance.execute(request), request.payload)
+                assert_completed(await instance.execute(request), request.payload)
 
             async with trio.open_nursery() as nursery:
                 for request in requests:
@@ -443,7 +339,7 @@ class RuntimeContract(StreamingPromises):
             pytest.skip("CONCURRENCY is not declared")
         return self._sample(name)
 
-    def _concurrent(self, opened: _Opened, sample: Sample) -> Artifact:
+    def _concurrent(self, opened: OpenedRuntime, sample: Sample) -> Artifact:
         artifact = opened.artifact(sample, reuse=True)
         return attrs.evolve(artifact, concurrency=2 * _TOGETHER)
 
@@ -454,7 +350,7 @@ class RuntimeContract(StreamingPromises):
             artifact = opened.artifact(self.echo)
 
             async def run(payload: bytes) -> None:
-                _assert_completed(await opened.run_once(artifact, payload), payload)
+                assert_completed(await opened.run_once(artifact, payload), payload)
 
             async with trio.open_nursery() as nursery:
                 for number in range(5):
@@ -467,7 +363,7 @@ class RuntimeContract(StreamingPromises):
         sample = self._sample("logs")
         async with self.open_runtime(tmp_path) as opened:
             async with opened.instance(opened.artifact(sample)) as instance:
-                request = _request(b"x")
+                request = new_request(b"x")
                 response = await instance.execute(request)
                 assert response.error is None, response.error
             assert "hello from the guest" in opened.hostcalls.text_of(request.execution_id)
@@ -483,7 +379,7 @@ class RuntimeContract(StreamingPromises):
         sample = self._sample("hungry")
         async with self.open_runtime(tmp_path) as opened:
             tight = opened.artifact(sample, limits=Limits(memory_bytes=128 << 20))
-            _assert_failed(await opened.run_once(tight))
+            assert_failed(await opened.run_once(tight))
             ample = opened.artifact(sample, limits=Limits(memory_bytes=768 << 20))
             response = await opened.run_once(ample)
             assert response.error is None, response.error
@@ -500,7 +396,7 @@ class RuntimeContract(StreamingPromises):
                 await opened.runtime.prepare(artifact)
                 with trio.fail_after(self.patience):
                     await run_in_scope(_run_alone(opened, artifact), partial(trio.move_on_after, 1))
-            _assert_completed(await opened.run_once(opened.artifact(self.echo), b"on"), b"on")
+            assert_completed(await opened.run_once(opened.artifact(self.echo), b"on"), b"on")
 
     # ---- cancellation
 
@@ -514,7 +410,7 @@ class RuntimeContract(StreamingPromises):
             artifact = opened.artifact(loops)
             async with opened.instance(artifact) as instance:
                 with trio.move_on_after(0.3) as scope:
-                    await instance.execute(_request())
+                    await instance.execute(new_request())
                 assert scope.cancelled_caught, "the sample 'loops' came to an end"
                 busy = await busy_share()
             assert busy < 0.5, f"something ran in {busy:.0%} of the looks after the cancellation"
@@ -531,11 +427,11 @@ class RuntimeContract(StreamingPromises):
             async with opened.instance(opened.artifact(loops)) as busy:
                 with trio.CancelScope() as scope:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(busy.execute, _request())
+                        nursery.start_soon(busy.execute, new_request())
                         await trio.sleep(0.1)
-                        _assert_completed(await opened.run_once(echo, b"1"), b"1")
+                        assert_completed(await opened.run_once(echo, b"1"), b"1")
                         scope.cancel()
-            _assert_completed(await opened.run_once(echo, b"2"), b"2")
+            assert_completed(await opened.run_once(echo, b"2"), b"2")
 
     @promise
     async def test_cancelled_opening_leaves_nothing(self, tmp_path: Path) -> None:
@@ -549,7 +445,7 @@ class RuntimeContract(StreamingPromises):
                     async with opened.instance(artifact):
                         await trio.sleep_forever()
             assert await Resources.settled(before, seconds=self.settling) == []
-            _assert_completed(await opened.run_once(artifact, b"still"), b"still")
+            assert_completed(await opened.run_once(artifact, b"still"), b"still")
 
     # ---- the instance
 
@@ -593,8 +489,8 @@ class RuntimeContract(StreamingPromises):
                 with pytest.raises(InstanceError):
                     await instance.check_health()
                 with pytest.raises((InstanceError, ChannelError)):
-                    await instance.execute(_request())
-            _assert_completed(await opened.run_once(artifact, b"on"), b"on")
+                    await instance.execute(new_request())
+            assert_completed(await opened.run_once(artifact, b"on"), b"on")
 
     @promise
     async def test_statistics_count_executions(self, tmp_path: Path) -> None:
@@ -604,7 +500,7 @@ class RuntimeContract(StreamingPromises):
             opened.instance(opened.artifact(self.echo)) as instance,
         ):
             assert instance.statistics().executions == 0
-            await instance.execute(_request(b"x"))
+            await instance.execute(new_request(b"x"))
             after = instance.statistics()
             assert after.executions == 1
             assert (after.cpu_seconds or 0) >= 0
@@ -635,7 +531,7 @@ class RuntimeContract(StreamingPromises):
 
             async def fail() -> None:
                 async with opened.instance(artifact) as instance, trio.open_nursery() as nursery:
-                    nursery.start_soon(instance.execute, _request())
+                    nursery.start_soon(instance.execute, new_request())
                     await trio.sleep(0.05)
                     raise ValueError("on purpose")
 

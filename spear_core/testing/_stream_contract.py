@@ -25,7 +25,7 @@ from spear_core.testing._promise import promise
 from spear_core.testing._resources import Resources, busy_share
 
 if TYPE_CHECKING:
-    from spear_core.testing._runtime_contract import Sample, _Opened
+    from spear_core.testing._runtime_samples import OpenedRuntime, Sample
 
 __all__ = ["StreamingPromises"]
 
@@ -80,7 +80,7 @@ class StreamingPromises:
         fails: ClassVar[Sample]
         loops: ClassVar[Sample | None]
 
-        def open_runtime(self, tmp_path: Path) -> AbstractAsyncContextManager[_Opened]:
+        def open_runtime(self, tmp_path: Path) -> AbstractAsyncContextManager[OpenedRuntime]:
             """As the suite does."""
             raise NotImplementedError
 
@@ -89,7 +89,7 @@ class StreamingPromises:
 
     @asynccontextmanager
     async def _streaming(
-        self, opened: _Opened, name: str, *, reuse: bool = False
+        self, opened: OpenedRuntime, name: str, *, reuse: bool = False
     ) -> AsyncGenerator[StreamingInstance]:
         artifact = opened.artifact(self._sample(name), reuse=reuse)
         async with opened.instance(artifact) as instance:

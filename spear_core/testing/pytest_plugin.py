@@ -14,9 +14,20 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite(
     "spear_core.testing._channel_contract",
     "spear_core.testing._check_plugin",
+    "spear_core.testing._fd_contract",
+    "spear_core.testing._metadata_contract",
+    "spear_core.testing._metadata_reopened",
+    "spear_core.testing._metadata_watches",
     "spear_core.testing._runtime_contract",
+    "spear_core.testing._runtime_samples",
     "spear_core.testing._scheduler_contract",
     "spear_core.testing._store_contract",
+    "spear_core.testing._store_holders",
+    "spear_core.testing._store_pipes",
+    "spear_core.testing._store_reopened",
+    "spear_core.testing._store_versions",
+    "spear_core.testing._stream_contract",
+    "spear_core.testing._tracer_contract",
     "spear_core.testing._transport_contract",
 )
 

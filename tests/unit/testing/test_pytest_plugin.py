@@ -43,6 +43,16 @@ class TestHangs:
         await trio.sleep_forever()
 """
 
+REWRITTEN = """
+import importlib, inspect, pkgutil
+import spear_core.testing
+def test_rewritten():
+    for info in pkgutil.iter_modules(spear_core.testing.__path__, "spear_core.testing."):
+        module = importlib.import_module(info.name)
+        if " assert " in inspect.getsource(module):
+            assert "@pytest_ar" in vars(module), info.name
+"""
+
 
 def run(tmp_path: Path, code: str, *flags: str) -> str:
     """Run these tests without any setting of ours; what pytest printed."""
@@ -93,3 +103,8 @@ def test_public_names() -> None:
         assert getattr(spear_core.testing, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         spear_core.testing.no_such_name  # noqa: B018
+
+
+def test_every_suite_shows_the_values(tmp_path: Path) -> None:
+    """Modules that pytest was not told of would raise bare errors."""
+    assert "1 passed" in (printed := run(tmp_path, REWRITTEN)), printed
