@@ -109,5 +109,6 @@ def test_every_suite_shows_the_values(tmp_path: Path, monkeypatch: pytest.Monkey
     """Where plugins are loaded by name only, modules that this one does not register would raise
     bare errors."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    printed = run(tmp_path, REWRITTEN, "-p", "spear_core.testing.pytest_plugin")
+    plugins = ("pytest_trio.plugin", "spear_core.testing.pytest_plugin")
+    printed = run(tmp_path, REWRITTEN, *(flag for name in plugins for flag in ("-p", name)))
     assert "1 passed" in printed, printed
