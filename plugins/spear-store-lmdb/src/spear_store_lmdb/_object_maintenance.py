@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -13,12 +14,14 @@ from spear_core.api import (
     StoreProblem,
     StoreReport,
 )
+from spear_core.stores import History
 
 from ._backup import Copied, backup_directory, copied, restore_directory, take_files
 from ._blobs import Blobs
 from ._environment import Environment
 from ._object_changes import Done
 from ._object_check import ObjectCheck
+from ._object_reader import ObjectReader
 from ._transaction import Transaction
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "remove_orphans",
     "repair_objects",
     "restore_objects",
+    "stray_files",
 ]
 
 
@@ -112,3 +116,17 @@ def remove_orphans(blobs: Blobs, names: Iterable[str]) -> None:
     """Remove these files."""
     for name in names:
         blobs.remove(name)
+
+
+async def stray_files(
+    names: Sequence[str], reader: ObjectReader, blobs: Blobs, history: History[Any, Any]
+) -> Sequence[str]:
+    """Those files that no record knows, and nobody writes or sees."""
+    # of a revision that has been told of: what it ended is kept by then, if anybody sees it
+    while (unknown := reader.unknown(names, history.revision)) is None:
+        await trio.lowlevel.checkpoint()
+    return [
+        name
+        for name in unknown
+        if not blobs.in_use(name) and blobs.path(name).exists()  # it may be gone since
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import lmdb
@@ -11,8 +11,8 @@ from spear_core.errors import ObjectNotFoundError
 from spear_core.stores import Versions, check_object_key, version_gone
 
 from ._environment import Environment
-from ._records import Record, unpack
-from ._transaction import ViewCursor
+from ._records import Record, blob_of, unpack
+from ._transaction import Transaction, ViewCursor
 
 __all__ = ["ObjectReader"]
 
@@ -24,6 +24,24 @@ class ObjectReader:
         self._environment = environment
         self._objects = environment["objects"]
         self._versions = versions
+
+    def revision(self, txn: Transaction) -> int:
+        """The last one of that transaction."""
+        return int(txn.get(b"revision", b"0", db=self._environment["meta"]))
+
+    def unknown(self, names: Sequence[str], revision: int) -> list[str] | None:
+        """The files among these that no record has, and no version that somebody keeps; ``None``
+        when the last commit is not that revision."""
+        with self._environment.reading() as txn:
+            if self.revision(txn) != revision:
+                return None
+            kept = {blob_of(raw) for raw in self._versions.kept()}
+            known = self._environment["blobs"]
+            return [
+                name
+                for name in names
+                if txn.get(bytes.fromhex(name), db=known) is None and name not in kept
+            ]
 
     def raw(self, key: str) -> bytes:
         """A record as it lies there.

@@ -63,6 +63,7 @@ from ._object_maintenance import (
     orphans,
     remove_orphans,
     repair_objects,
+    stray_files,
 )
 from ._object_reader import ObjectReader
 from ._object_snapshot import Snapshot, page_of
@@ -141,7 +142,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self._sooner = trio.Event()
         self._silent: Deadlines[str] = Deadlines()
         with environment.reading() as txn:
-            self._history = History(self._read_revision(txn), Done.changes)
+            self._history = History(self.reader.revision(txn), Done.changes)
             for holder, ttl in txn.cursor(db=environment["silent"]):
                 if len(ttl) == _TTL.size:  # else a check tells
                     self._silent.set(holder.decode(), _TTL.unpack(ttl)[0])
@@ -429,7 +430,8 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         report, damaged = await check_objects(self._environment, self.blobs)
         if repair and report.problems:
             report = attrs.evolve(await self._repair(damaged), bytes=report.bytes)
-        strays = await self._strays()
+        names = await trio.to_thread.run_sync(self.blobs.names, limiter=self.threads)
+        strays = await stray_files(names, self.reader, self.blobs, self._history)
         if repair:
             remove_orphans(self.blobs, strays)
         others = await trio.to_thread.run_sync(self.blobs.foreign, limiter=self.threads)
@@ -440,7 +442,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         def work(txn: Transaction) -> tuple[StoreReport, Done | None, int]:
             self._environment.numbers.write(txn)
             report, removed = repair_objects(txn, self._environment, self.blobs, damaged)
-            return report, removed, self._read_revision(txn)
+            return report, removed, self.reader.revision(txn)
 
         def after(result: tuple[StoreReport, Done | None, int]) -> None:
             _, removed, self._history.revision = result
@@ -450,26 +452,6 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         report, _, _ = await self._environment.write(work, after)
         return report
 
-    async def _strays(self) -> Sequence[str]:
-        """Files that no record knows, and nobody writes or sees."""
-        names = await trio.to_thread.run_sync(self.blobs.names, limiter=self.threads)
-        known = self._environment["blobs"]
-        while True:
-            with self._environment.reading() as txn:
-                if (
-                    self._read_revision(txn) == self._history.revision
-                ):  # and so what it ended is kept
-                    kept = {blob_of(raw) for raw in self.versions.kept()}
-                    return [
-                        name
-                        for name in names
-                        if txn.get(bytes.fromhex(name), db=known) is None
-                        and name not in kept
-                        and not self.blobs.in_use(name)
-                        and self.blobs.path(name).exists()  # it may be gone since
-                    ]
-            await trio.lowlevel.checkpoint()
-
     # ---- history
 
     def watch(
@@ -478,9 +460,6 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         return self._history.watch(prefix, start_revision)
 
     # ---- parts
-
-    def _read_revision(self, txn: Transaction) -> int:
-        return int(txn.get(b"revision", b"0", db=self._environment["meta"]))
 
     def _drop(self, raw: bytes) -> None:
         """Nobody can see that version any more."""
