@@ -18,9 +18,9 @@ __all__ = ["Window", "copy_to"]
 _LEAST = 2 << 20
 """Bytes of the smallest piece; half of what another thread is worth waking for."""
 
-_MOST_THREADS = 4
-"""More are no quicker: the memory is what they wait for."""
-
+_MOST_THREADS = 6
+"""As many as Ray has. They are no quicker than as many as there are cores, unless others want the
+cores as well."""
 
 _AROUND = 16 * mmap.PAGESIZE
 
@@ -84,8 +84,8 @@ def copy_to(target: int, source: memoryview, *, touched: bool = True) -> None:
                 _touch(target + place, count)
             ctypes.memmove(target + place, start + place, count)
 
-        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), size // (2 * _LEAST))
-        if threads < 2:
+        threads = min(_MOST_THREADS, size // (2 * _LEAST))
+        if threads < 2 or len(os.sched_getaffinity(0)) < 2:
             move(0, size)
         else:
             _share(move, size, threads)
