@@ -65,6 +65,26 @@ def fail() -> None:
     raise ValueError("boom")
 """
 COMMAND = '#!/bin/sh\nprintf %s "$TRACEPARENT"\n'
+TRACED_WASM = """
+(module
+  (import "spear" "context_get" (func $get (param i32 i32 i32 i32) (result i32)))
+  (import "spear" "call_start" (func $start (param i32 i32 i32 i32) (result i32)))
+  (import "spear" "call_result" (func $result (param i32 i32 i32) (result i32)))
+  (import "spear" "output_write" (func $write (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 8) "trace") (data (i32.const 16) "command") (data (i32.const 32) " ")
+  (func (export "_start")
+    (i32.store (i32.const 64) (i32.const 200))
+    (drop (call $get (i32.const 8) (i32.const 5) (i32.const 1000) (i32.const 64)))
+    (drop (call $write (i32.const 1000) (i32.load (i32.const 64))))
+    (drop (call $write (i32.const 32) (i32.const 1)))
+    (i32.store (i32.const 64) (i32.const 200))
+    (drop (call $result
+      (call $start (i32.const 16) (i32.const 7) (i32.const 0) (i32.const 0))
+      (i32.const 2000) (i32.const 64)))
+    (drop (call $write (i32.const 2000) (i32.load (i32.const 64))))))
+"""
+"""What it was told of its trace, and what a function that it calls says of its own."""
 SPIN_WASM = """
 (module
   (memory (export "memory") 20)
@@ -203,6 +223,29 @@ async def test_one_trace_from_the_caller_into_the_functions_own_spans(
         execution = await trio.to_thread.run_sync(collector.wait_for, "execute command@1")
         assert output == f"00-{'ab' * 16}-{execution.span_id.hex()}-01"
         assert collector.named("queue")
+
+
+async def test_a_trace_goes_into_a_wasm_guest_and_on_into_what_it_calls(
+    observed: Any, collector: Collector
+) -> None:
+    async with talk_to(observed) as api:
+        await deploy(api, "command", "command.sh", COMMAND)
+        await deploy(api, "guest", "guest.wat", TRACED_WASM)
+        result = await run(api, "guest")
+        assert result.error is None, result.error
+    told, told_further = result.output.decode().split(" ")
+    task = await trio.to_thread.run_sync(collector.wait_for, "guest@1")
+    execution = await trio.to_thread.run_sync(collector.wait_for, "execute guest@1")
+    child = await trio.to_thread.run_sync(collector.wait_for, "command@1")
+    further = await trio.to_thread.run_sync(collector.wait_for, "execute command@1")
+    assert {span.trace_id.hex() for span in (task, execution, child, further)} == {"ab" * 16}
+    assert task.parent_span_id.hex() == "cd" * 8
+    assert execution.parent_span_id == task.span_id
+    assert told == f"00-{'ab' * 16}-{execution.span_id.hex()}-01"
+    assert further.parent_span_id == child.span_id
+    assert told_further == f"00-{'ab' * 16}-{further.span_id.hex()}-01"
+    hostcall = await trio.to_thread.run_sync(collector.wait_for, "functions.start")
+    assert child.parent_span_id == hostcall.parent_span_id == execution.span_id
 
 
 async def test_every_way_out_tells_the_same(observed: Any) -> None:
