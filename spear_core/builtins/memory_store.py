@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import time
 import weakref
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
@@ -30,6 +29,7 @@ from spear_core.api import (
     SealedFile,
     StoreUsage,
 )
+from spear_core.builtins._memory_references import MemoryReferences
 from spear_core.builtins._memory_snapshot import MemorySnapshot, page_of
 from spear_core.builtins._memory_values import (
     MemoryObject,
@@ -140,8 +140,7 @@ class MemoryObjectStore(ObjectStore):
         self._last_versions: dict[str, int] = {}
         self._forgotten_version = 0
         self._history = History(0, _of_keys)
-        self._refs: dict[str, Counter[str]] = {}
-        self._held: dict[str, set[str]] = {}
+        self._references = MemoryReferences()
         self._patience: dict[str, float] = {}
         self._expiring: Deadlines[str] = Deadlines()
         self._silent: Deadlines[str] = Deadlines()
@@ -370,27 +369,20 @@ class MemoryObjectStore(ObjectStore):
         check_holder(holder)
         await trio.lowlevel.checkpoint()
         stat = self._change(key, refs=self._find(key).stat.refs + 1)
-        self._refs.setdefault(key, Counter())[holder] += 1
-        self._held.setdefault(holder, set()).add(key)
+        self._references.add(key, holder)
         return stat
 
     async def remove_ref(self, key: str, *, holder: str = "") -> ObjectStat | None:
         check_holder(holder)
         await trio.lowlevel.checkpoint()
         self._find(key)
-        if not self._refs.get(key, Counter())[holder]:
+        if holder not in self._references.of(key):
             whose = f" of {holder!r}" if holder else ""
             raise InvalidRequestError(f"object {key!r} has no reference{whose} to remove")
         return self._let_go(key, holder, 1)
 
     def _let_go(self, key: str, holder: str, count: int) -> ObjectStat | None:
-        refs = self._refs[key]
-        refs[holder] -= count
-        if not refs[holder]:
-            del refs[holder]
-            self._held[holder].discard(key)
-            if not self._held[holder]:
-                del self._held[holder]
+        self._references.remove(key, holder, count)
         stat = self._find(key).stat
         if stat.refs == count and not stat.pinned:
             self._remove([key])
@@ -402,7 +394,7 @@ class MemoryObjectStore(ObjectStore):
         self._find(key)
         return tuple(
             ObjectHolder(name=name, refs=refs, ttl=self._patience.get(name))
-            for name, refs in sorted(self._refs.get(key, Counter()).items())
+            for name, refs in sorted(self._references.of(key).items())
         )
 
     async def keep_alive(self, holder: str, ttl: float) -> None:
@@ -421,8 +413,8 @@ class MemoryObjectStore(ObjectStore):
         self._silent.discard(holder)
         self._patience.pop(holder, None)
         count = 0
-        for key in sorted(self._held.get(holder, ())):
-            refs = self._refs[key][holder]
+        for key in self._references.keys_of(holder):
+            refs = self._references.of(key)[holder]
             self._let_go(key, holder, refs)
             count += refs
         return count
@@ -500,10 +492,7 @@ class MemoryObjectStore(ObjectStore):
         del self._keys[bisect.bisect_left(self._keys, key)]
         self._used -= gone.size
         self._expiring.discard(key)
-        for holder in self._refs.pop(key, ()):
-            self._held[holder].discard(key)
-            if not self._held[holder]:
-                del self._held[holder]
+        self._references.drop(key)
         self._last_versions[key] = gone.version
         if len(self._last_versions) > _DELETED_KEYS:
             oldest = next(iter(self._last_versions))

@@ -412,7 +412,7 @@ class TestOneHolderForAll(StoreMutant):
 
     class Planted(MemoryObjectStore):
         async def remove_ref(self, key: str, *, holder: str = "") -> ObjectStat | None:
-            names = list(self._refs.get(key, ()))
+            names = list(self._references.of(key))
             return await super().remove_ref(key, holder=names[0] if names else holder)
 
     spec = store_spec(Planted)
