@@ -87,6 +87,9 @@ class Task:
     state: TaskState = TaskState.PENDING
     started_at: float | None = None
     completed_at: float | None = None
+    ended_up: float = 0.0
+    """When it ended, by how long the machine had been up then: no setting of its clock ages a
+    result."""
     result: TaskResult | None = None
     cancel_reason: str | None = None
     priority: Priority = Priority.NORMAL
@@ -309,7 +312,10 @@ class TaskTable:
                 if parent.children is None:
                     parent.children = {}
                 parent.children[task.id] = task
+        up, wall = _up(), time.time()
         for task in sorted(final, key=attrgetter("completed_at")):
+            # Only the clock can tell what was before; one in the future has ended just now.
+            task.ended_up = up - max(0.0, wall - (task.completed_at or 0.0))
             task.log.offer()
             self._finished.append(task)
             self._finished_bytes += _kept_bytes(task)
@@ -442,6 +448,7 @@ class TaskTable:
             parent.children.pop(task.id, None)
         for child in list(task.children.values()) if task.children else ():
             child.cancel(f"its parent {task.id} has ended ({task.state.value})")
+        task.ended_up = _up()
         self._finished.append(task)
         self._finished_bytes += _kept_bytes(task)
         self._trim()
@@ -461,8 +468,8 @@ class TaskTable:
 
     def _expire(self) -> None:
         if self._keep_s:
-            oldest = time.time() - self._keep_s
-            while self._finished and (self._finished[0].completed_at or 0.0) < oldest:
+            oldest = _up() - self._keep_s
+            while self._finished and self._finished[0].ended_up < oldest:
                 self._forget_oldest()
 
     def _trim(self) -> None:
@@ -490,6 +497,11 @@ class TaskTable:
             self._objects.drop_output(task.id, after=after)
         if task.record is not None:
             task.record.forget()
+
+
+def _up() -> float:
+    """Seconds since the machine was started, also those that it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _kept_bytes(task: Task) -> int:

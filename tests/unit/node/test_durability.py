@@ -542,6 +542,30 @@ async def test_what_is_kept_is_bounded_by_count_and_age_on_disk_too(
     assert await records() == 0
 
 
+async def test_setting_the_clock_ages_nothing_that_a_running_node_keeps(
+    open_steered_node: Any, disk: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SpearletConfig(tasks=TaskConfig(keep_finished_ms=3_600_000))
+    wall, up = time.time, time.clock_gettime
+    async with open_steered_node(config, disk=disk) as node:
+        await node.api.deploy(UPLOAD)
+        await node.api.invoke(InvokeRequest(function="f"))
+    monkeypatch.setattr(time, "time", lambda: wall() - 7200)  # as if the record were of tomorrow
+    async with open_steered_node(config, disk=disk) as node:
+        await node.api.invoke(InvokeRequest(function="f"))
+        monkeypatch.setattr(time, "time", lambda: wall() + 86_400)
+        await node.api.invoke(InvokeRequest(function="f"))
+        await trio.sleep(100)
+        assert len(await node.api.list_tasks()) == 3
+        monkeypatch.setattr(time, "time", lambda: wall() - 86_400)
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: up(clock) + 3500)
+        await trio.sleep(100)
+        assert len(await node.api.list_tasks()) == 3
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: up(clock) + 3700)
+        await trio.sleep(100)
+        assert await node.api.list_tasks() == []
+
+
 async def test_logs_go_on_where_they_were(
     open_steered_node: Any, runtime: Any, disk: Any, tmp_path: Path
 ) -> None:
