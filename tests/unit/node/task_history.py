@@ -207,6 +207,11 @@ class History:
     def unfinished(self) -> list[Record]:
         return [record for record in self.records if not record.state.is_final]
 
+    def pick(self, which: int) -> Record:
+        """Any; usually one that has not ended."""
+        records = self.records if which % 4 == 0 else self.unfinished() or self.records
+        return records[which % len(records)]
+
     def ready(self) -> list[Record]:
         now = trio.current_time()
         waiting = (r for r in self.unfinished() if r.state is not RUNNING)
@@ -293,8 +298,7 @@ class History:
 
     async def bear(self, which: int, function: str, detached: bool, timeout: float) -> None:
         """Somebody says that a task of ours asks; usually it has not ended."""
-        parents = self.records if which % 4 == 0 else self.unfinished() or self.records
-        parent = parents[which % len(parents)]
+        parent = self.pick(which)
         request = attrs.evolve(self.request(function, False, timeout), detached=detached)
         if parent.forgotten or (parent.state.is_final and not detached):
             with pytest.raises(InvalidRequestError, match="parent_task_id"):
@@ -312,6 +316,11 @@ class History:
         with waiting.scope:
             waiting.told.append(await self.api.get_task(record.id, wait=True))
 
+    async def crowd(self, function: str, timeout: float) -> None:
+        """More come than there are slots."""
+        for _ in range(SLOTS + 1):
+            await self.come(function, False, timeout)
+
     async def go_away(self, which: int) -> None:
         patient = [
             (record, waiting)
@@ -327,14 +336,20 @@ class History:
             waiting.scope.cancel()
 
     async def cancel(self, which: int) -> None:
-        record = self.records[which % len(self.records)]
+        record = self.pick(which)
         if record.forgotten:
             with pytest.raises(TaskNotFoundError):
                 await self.api.cancel_task(record.id)
             return
         self.end(record, CANCELLED)
-        info = await self.api.cancel_task(record.id, reason="enough")
-        assert info.state is record.state
+        told: list[TaskInfo] = []
+
+        async def ask() -> None:
+            told.append(await self.api.cancel_task(record.id, reason="enough"))
+
+        self.nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [info.state for info in told] == [record.state], "cancelled, and who asked waits"
         below = [record]
         for each in below:  # they have ended already when the answer comes
             assert not each.inside
@@ -492,7 +507,7 @@ class TrioThread:
         self._token: queue.SimpleQueue[trio.lowlevel.TrioToken | None] = queue.SimpleQueue()
         self._over = trio.Event()
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._serve, args=(history,))
+        self._thread = threading.Thread(target=self._serve, args=(history,), daemon=True)
         self._thread.start()
         if (token := self._token.get()) is None:
             assert self.error is not None
@@ -515,4 +530,5 @@ class TrioThread:
     def end(self) -> None:
         with contextlib.suppress(trio.RunFinishedError):
             trio.from_thread.run_sync(self._over.set, trio_token=self._in_trio)
-        self._thread.join()
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the node does not end"

@@ -6,6 +6,19 @@ and limits that change; after every step each task is exactly where the model sa
 Only who of several that wait goes next is left to the node: the run queue has a model of its own.
 
 The node lives in a trio of its own whose clock stands still but for the steps that let time pass.
+The model was seen to find these kinds of planted mistakes:
+
+- *attempts*: one too many, not counted, with the same execution id; tried again although the guest
+  had begun and is not idempotent, or not although it had not; at once, beyond the deadline, with a
+  deadline of its own, or with the slot kept meanwhile;
+- *deadlines*: of those that wait, never looked at; a child's beyond its parent's; called a
+  cancellation; a slot that is not given back after one;
+- *cancellations*: of one that waits, without effect; by a waiter that merely goes away;
+- *keys*: not remembered, remembered for longer than the task, the same for another payload; a task
+  with a key that ends with its caller;
+- *parents*: children that go on after them, detached ones that do not, children of those that ended;
+- *keeping*: one too many, the newest forgotten, lower limits that only count for what ends later;
+- *waiting*: somebody who is not told.
 """
 
 from __future__ import annotations
@@ -62,6 +75,10 @@ class TaskMachine(RuleBasedStateMachine):
     @rule(function=FUNCTIONS, sync=st.booleans(), timeout=TIMEOUTS)
     def come(self, function: str, sync: bool, timeout: float) -> None:
         self.step("come", function, sync, timeout)
+
+    @rule(function=FUNCTIONS, timeout=TIMEOUTS)
+    def crowd(self, function: str, timeout: float) -> None:
+        self.step("crowd", function, timeout)
 
     @rule(sync=st.booleans(), key=st.sampled_from(["k", "l"]), which=WHICH, other=st.booleans())
     def come_with_a_key(self, sync: bool, key: str, which: int, other: bool) -> None:
