@@ -139,6 +139,9 @@ class Launcher:
         self._pending: dict[int, _Pending] = {}
         self._sending = trio.Lock()
         self._last_id = 0
+        self._asking = trio.Lock()
+        self._answer: trio.Event | None = None
+        """Set when it answers to being asked whether it serves; ``None``: it has."""
         self._unfit = trio.Event()
         self.unfit = ""
         """Why it must not be used any more; empty while it may."""
@@ -178,9 +181,26 @@ class Launcher:
             raise InstanceStartError(gone, retryable=True)  # the next one has a new launcher
         return pending.process
 
+    async def wait_serving(self) -> None:
+        """Ask whether it serves, and wait for the answer.
+
+        Raises: InstanceStartError when it is gone. Cancellation: who comes next waits for the
+        same answer, so one that is silent is never asked more than once.
+        """
+        async with self._asking:
+            if self._answer is None:
+                self._last_id += 1
+                await self._send(wire.pack({"op": "ask", "id": self._last_id, "fds": 0}), ())
+                self._answer = trio.Event()
+            await self._answer.wait()
+        if self.unfit:
+            raise InstanceStartError(f"the launcher of processes is gone: {self.unfit}")
+
     async def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
         """Whole or not at all. Raises: InstanceStartError when the launcher is gone."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        rights = []
+        if descriptors:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         if self.unfit:
             raise InstanceStartError(f"the launcher of processes is gone: {self.unfit}")
         async with self._sending:
@@ -220,6 +240,8 @@ class Launcher:
                 if pending.process is not None:
                     pending.process.exit = Exit.from_message(message)
                 pending.gone.set()
+            case "here":
+                self._answered()
             case "notice":
                 self._log.warning("%s", message["text"])
             case "unfit":
@@ -228,6 +250,11 @@ class Launcher:
     def _retire(self, reason: str) -> None:
         self.unfit = self.unfit or reason
         self._unfit.set()
+
+    def _answered(self) -> None:
+        if self._answer is not None:
+            self._answer.set()
+            self._answer = None
 
     async def wait_unfit(self) -> None:
         """Wait until it must not be used any more; `unfit` then says why."""
@@ -242,6 +269,7 @@ class Launcher:
             pending.started.set()
             pending.gone.set()
         self._pending.clear()
+        self._answered()
 
     async def wait_ended(self) -> None:
         """Wait until the launcher process has ended, and collect it."""

@@ -55,6 +55,17 @@ class Launchers:
                 launcher = self._zygote = await self._start(True)
             return launcher
 
+    async def wait_serving(self) -> None:
+        """Wait until those that somebody has needed so far say that they serve.
+
+        One that has died is started again for it. Raises: OSError or InstanceStartError when that
+        is not possible.
+        """
+        if self._plain is not None:
+            await (await self.plain()).wait_serving()
+        if self._zygote is not None and (zygote := await self.zygote()) is not None:
+            await zygote.wait_serving()
+
     async def _start(self, zygote: bool) -> Launcher:
         # If we were cancelled now, trio would leave the task, which is shielded, in our nursery,
         # and we would wait for it for ever. Up to its start it waits for nothing.

@@ -18,7 +18,7 @@ from spear_core.api import (
     PluginContext,
     Runtime,
 )
-from spear_core.errors import RuntimeFault, UnsupportedArtifactError
+from spear_core.errors import InstanceStartError, RuntimeFault, UnsupportedArtifactError
 from spear_runtime_process._agent import open_agent
 from spear_runtime_process._command import CommandInstance
 from spear_runtime_process._config import ProcessConfig
@@ -32,6 +32,9 @@ from spear_runtime_process._workspace import open_workspace
 
 _FRESH_SECONDS = 30.0
 """How long what was found out about the machine is taken for true."""
+
+_PATIENCE_SECONDS = 4.0
+"""How long a launcher may take to say that it serves; an import of a zygote is not that long."""
 
 
 class ProcessRuntime(Runtime):
@@ -57,7 +60,10 @@ class ProcessRuntime(Runtime):
         self._scratch = workspace / "scratch"
 
     async def fingerprint(self) -> Fingerprint:
-        """The layers of isolation, each as found by trying it."""
+        """Whether processes can be started, and the layers of isolation, each as found by trying
+        it."""
+        if trouble := await self._trouble():
+            return Fingerprint(health=Health.UNHEALTHY, message=trouble)
         if trio.current_time() - self._looked_at > _FRESH_SECONDS:
             self._machine = await look_around(
                 bwrap=self._config.bwrap, use_cgroups=self._config.use_cgroups
@@ -69,6 +75,21 @@ class ProcessRuntime(Runtime):
             message=f"isolation up to level {level!r}",
             details={**self._machine.details(), "requirements": self._environments.installer()},
         )
+
+    async def _trouble(self) -> str:
+        """Why no process can be started; empty where nothing speaks against it."""
+        with trio.move_on_after(_PATIENCE_SECONDS) as patience:
+            try:
+                await self._launchers.wait_serving()
+            except (OSError, InstanceStartError) as error:
+                return f"no process can be started: {error}"
+        if patience.cancelled_caught:
+            return (
+                "the launcher of processes has not answered for "
+                f"{_PATIENCE_SECONDS:g} s: it is stopped, still imports what `preload` names, or "
+                "the machine is far too busy"
+            )
+        return ""
 
     def _place(self, artifact: Artifact) -> Place:
         """Where the code stands under its own name, which interpreters and tracebacks show."""

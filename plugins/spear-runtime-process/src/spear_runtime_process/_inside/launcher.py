@@ -10,6 +10,8 @@ zygote with the SDK already imported, a Python agent (`agent`) without starting 
     launcher -> node  {"op": "started", "id": 1, "pid": 99, "fds": 1}  with a pidfd
                       {"op": "exited", "id": 1, "status": 0, "cpu": 0.01, "memory": 1048576, ...}
 
+To `{"op": "ask", "id": 2, "fds": 0}` it answers with `{"op": "here", "id": 2, "fds": 0}`.
+
 The environment comes as a file that only the child reads: a later child of the same zygote could
 find the secrets of an earlier one in its memory otherwise. When the node's end closes, which is
 also how its death shows, everything below is killed.
@@ -158,7 +160,7 @@ class Launcher:
                 if not self._reader.receive():
                     return
                 while item := self._reader.next():
-                    self._spawn(*item)
+                    self._handle(*item)
             if not ready and todo:
                 patience = 0
                 self.preload(todo.popleft())
@@ -174,6 +176,12 @@ class Launcher:
             sent = self._connection.sendmsg([data], ancillary)
             if sent < len(data):
                 self._connection.sendall(data[sent:])
+
+    def _handle(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        if request["op"] == "ask":
+            self._send({"op": "here", "id": request["id"]})
+        else:
+            self._spawn(request, descriptors)
 
     def _spawn(self, request: dict[str, Any], descriptors: list[int]) -> None:
         failure, errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
