@@ -16,7 +16,7 @@ The model was seen to find these kinds of planted mistakes:
 - *cancellations*: of one that waits, without effect; by a waiter that merely goes away;
 - *keys*: not remembered, remembered for longer than the task, the same for another payload; a task
   with a key that ends with its caller;
-- *parents*: children that go on after them, detached ones that do not, children of those that ended;
+- *parents*: children that go on after them, detached ones that do not, children of ended ones;
 - *keeping*: one too many, the newest forgotten, lower limits that only count for what ends later;
 - *waiting*: somebody who is not told.
 """

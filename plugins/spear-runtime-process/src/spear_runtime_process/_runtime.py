@@ -36,6 +36,9 @@ _FRESH_SECONDS = 30.0
 _PATIENCE_SECONDS = 4.0
 """How long a launcher may take to say that it serves; an import of a zygote is not that long."""
 
+_AGAIN_SECONDS = 0.5
+"""… and one that was silent for so long, when somebody asks again."""
+
 
 class ProcessRuntime(Runtime):
     """Makes commands and agents. Made by :func:`open_runtime`."""
@@ -55,6 +58,7 @@ class ProcessRuntime(Runtime):
         self._machine = machine
         self._looked_at = trio.current_time()
         self._launchers = launchers
+        self._silent = False
         self._environments = environments
         self._code = workspace / "code"
         self._scratch = workspace / "scratch"
@@ -78,12 +82,14 @@ class ProcessRuntime(Runtime):
 
     async def _trouble(self) -> str:
         """Why no process can be started; empty where nothing speaks against it."""
-        with trio.move_on_after(_PATIENCE_SECONDS) as patience:
+        with trio.move_on_after(_AGAIN_SECONDS if self._silent else _PATIENCE_SECONDS) as patience:
             try:
                 await self._launchers.wait_serving()
             except (OSError, InstanceStartError) as error:
+                self._silent = False
                 return f"no process can be started: {error}"
-        if patience.cancelled_caught:
+        self._silent = patience.cancelled_caught
+        if self._silent:
             return (
                 "the launcher of processes has not answered for "
                 f"{_PATIENCE_SECONDS:g} s: it is stopped, still imports what `preload` names, or "
