@@ -102,11 +102,11 @@ async def test_processes_that_cannot_be_started_are_refused_at_once_and_wasm_goe
             launchers = launchers_of(node)
             assert launchers
             with stopped(launchers):
+                assert not await runs(api, "second")
+                assert "launcher" in await wait_for_health(api, "unhealthy")
                 refused = await wait_until_refused(api, "second")
                 assert "unhealthy" in refused.message
                 assert (refused.code, refused.retryable) == ("unavailable", True)
-                assert await runs(api, "wasm")
-                assert "launcher" in await wait_for_health(api, "unhealthy")
                 assert await runs(api, "wasm")
             await wait_for_health(api, "healthy")
             assert await wait_until_accepted(api, "second")
