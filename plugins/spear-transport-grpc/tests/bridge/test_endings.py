@@ -19,6 +19,7 @@ from spear_transport_grpc._bridge import (
     ServerCall,
     StatusCode,
     Streaming,
+    Unary,
     open_channel,
     open_server,
 )
@@ -215,3 +216,41 @@ async def test_ten_thousand_calls_leak_nothing(opened) -> None:
         grown = process.memory_info().rss - memory
         assert grown < 6 << 20, f"{grown} bytes more after 10,000 calls"
         assert pair.seen.started == pair.seen.cancelled
+
+
+async def test_a_handler_may_end_while_another_task_sends(tmp_path) -> None:
+    """The other one is told that the call is over, and the server goes on."""
+    told: list[bool] = []
+    stuck, ended = trio.Event(), trio.Event()
+
+    async def flood(call: ServerCall) -> None:
+        taken = True
+        while taken:
+            with trio.move_on_after(0.3) as patience:
+                taken = await call.offer(bytes(64 << 10))
+            if patience.cancelled_caught:
+                stuck.set()
+                taken = await call.offer(b"nobody reads")
+        told.append(taken)
+        ended.set()
+
+    async def leave(call: ServerCall) -> None:
+        senders.start_soon(flood, call)
+        await stuck.wait()
+
+    async def echo(request: bytes, call: ServerCall) -> bytes:
+        return request
+
+    methods = {"/t/Leave": Streaming(leave), "/t/Echo": Unary(echo)}
+    port = Port(address=f"unix:{tmp_path}/s")
+    with trio.fail_after(30):
+        async with (
+            trio.open_nursery() as senders,
+            open_server((port,), methods, grace_s=1),
+            open_channel(port.address) as channel,
+        ):
+            async with channel.open_call("/t/Leave") as call:
+                await call.receive()
+                await ended.wait()
+            assert told == [False]
+            assert await channel.call("/t/Echo", b"goes on") == b"goes on"

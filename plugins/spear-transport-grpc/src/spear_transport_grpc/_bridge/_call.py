@@ -144,10 +144,11 @@ class ServerCall:
         return self._began
 
     async def wait_taken(self) -> None:
-        """Wait a little until the client has taken the last message, or is gone."""
+        """Wait a little until the client has taken the last message, or is gone. Other tasks that
+        still send are told that the call is over."""
         if self._messages is not None:
             with trio.move_on_after(_LAST_MESSAGE_S, shield=True):
-                await self._messages.wait_sent()
+                await self._messages.wait_last_sent()
 
     def end(self, error: RpcError | None, answer: bytes | None = None) -> None:
         """End the call, with the only answer of a unary one."""

@@ -81,11 +81,18 @@ class Messages:
         self._sender_busy = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            while self._sending:
+            while self._sending and not self._send_failed:
                 await self._sent.wait("sending")
         finally:
             self._sender_busy = False
         return not self._send_failed
+
+    async def wait_last_sent(self) -> None:
+        """Send nothing more, whoever is about to, and wait until the last message is on its way."""
+        self._send_failed = True
+        self._sent.wake()
+        while self._sending:
+            await self._sent.wait("waiting for the last message")
 
     def release(self) -> None:
         """The call is over: let go of it, so that it goes when its last user does."""
