@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -52,27 +53,47 @@ def test_carries_payloads_of_any_size(pair: Pair, size: int, kind: type) -> None
 
 
 def test_a_large_message_goes_in_pieces_and_lets_others_pass(pair: Pair) -> None:
+    pair[1].settimeout(30)
     writer = f.FrameWriter(pair[0])
-    sender = threading.Thread(target=writer.send, args=(f.RESPONSE, 3, b"h", b"x" * 2_000_000))
+    sender = threading.Thread(target=writer.send, args=(f.RESPONSE, 3, b"h", b"x" * 8_000_000))
     sender.start()
-    data = pair[1].recv(1 << 16)  # the sender is now in the middle of it, blocked
+    data = pair[1].recv(1 << 16)  # the sender is now in its first or second piece, and waits
     other = threading.Thread(target=writer.send, args=(f.NOTICE, 0, b"n"))
     other.start()
+    while not writer._lock._next.locked():
+        time.sleep(0.001)  # until the other waits as well
     kinds = []
-    while sender.is_alive() or other.is_alive() or data:
+    while not ((f.DATA, 0) in kinds and (f.NOTICE, 0) in kinds):
         while len(data) < 16 or len(data) < 4 + f._HEADER.unpack_from(data)[0]:
             data += pair[1].recv(1 << 20)
         length, kind, flags, _, _ = f._HEADER.unpack_from(data)
         assert length <= 12 + 1 + f.CHUNK
         kinds.append((kind, flags))
         data = data[4 + length :]
-        if kinds.count((f.DATA, 0)) and (f.NOTICE, 0) in kinds:
-            break
     sender.join()
     other.join()
     assert kinds[0] == (f.RESPONSE, f.MORE)
-    assert kinds.count((f.DATA, 0)) == 1
-    assert (f.NOTICE, 0) in kinds
+    assert kinds[-1] == (f.DATA, 0)
+    assert len(kinds) == 8_000_000 // f.CHUNK + 2
+    assert kinds.index((f.NOTICE, 0)) <= 2
+
+
+def test_a_sender_of_many_pieces_does_not_take_the_turn_of_one_who_waits() -> None:
+    lock, order = f._TurnLock(), []
+
+    def waits() -> None:
+        with lock:
+            order.append("the other")
+
+    with lock:
+        other = threading.Thread(target=waits)
+        other.start()
+        while not lock._next.locked():
+            time.sleep(0.001)
+    with lock:
+        order.append("the sender")
+    other.join()
+    assert order == ["the other", "the sender"]
 
 
 @settings(max_examples=30, deadline=None)

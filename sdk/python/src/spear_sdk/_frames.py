@@ -196,12 +196,31 @@ class FrameReader:
         return kind, first_flags, number, head, data
 
 
+class _TurnLock:
+    """A lock that its last holder doesn't get again while another thread waits for it.
+
+    A plain lock, let go, is anybody's, and nearly always its last holder's again, who runs just
+    then: a short message would wait for all pieces of a large one.
+    """
+
+    def __init__(self) -> None:
+        self._next = threading.Lock()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._next:  # held by the one that waits: who comes back stands behind it
+            self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
 class FrameWriter:
     """Sends messages; any thread may, and a message over CHUNK bytes lets others in between."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._lock = threading.Lock()
+        self._lock = _TurnLock()
 
     def send_with_fd(self, number: int, head: bytes, payload: bytes, fd: int) -> None:
         """Send a request with a file descriptor, in one frame. Raises: OSError."""
