@@ -192,6 +192,36 @@ async def test_children_end_with_their_parent_unless_detached(
         assert (await node.api.status()).running == 0
 
 
+async def test_who_cancels_is_answered_when_the_children_have_ended_too(
+    open_fn_node: Any, script: Script, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def parent(request: Any, call: Any) -> bytes:
+        await call("start", {"function": "fn:child"})
+        await trio.sleep_forever()
+        return b""
+
+    async def child(request: Any, call: Any) -> bytes:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+        return b""
+
+    script.functions = {"parent": parent, "child": child}
+    async with open_fn_node() as node:
+        accepted = await node.api.invoke(
+            InvokeRequest(function="fn:parent", mode=ExecutionMode.ASYNC)
+        )
+        await trio.sleep(1)
+        began = trio.current_time()
+        await node.api.cancel_task(accepted.task.task_id)
+        assert trio.current_time() - began >= 2
+        newest = (await node.api.list_tasks(limit=1))[0]
+        assert (newest.function, newest.state) == ("fn@1:child", TaskState.CANCELLED)
+        assert (await node.api.status()).running == 0
+
+
 @pytest.mark.parametrize("detached", [False, True])
 async def test_a_function_that_calls_itself_for_ever_is_stopped(
     open_fn_node: Any, script: Script, *, detached: bool
