@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import trio
 
-from spear_core.node._tasks import Task
+from spear_core.node._task import Task
 
 __all__ = ["Deadlines"]
 

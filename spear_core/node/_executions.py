@@ -20,8 +20,8 @@ from spear_core.node._results import Results
 from spear_core.node._runtime_health import RuntimeHealth
 from spear_core.node._secrets import Secrets
 from spear_core.node._slots import Slots
+from spear_core.node._task import Task
 from spear_core.node._task_objects import TaskObjects
-from spear_core.node._tasks import Task
 
 __all__ = ["Executions"]
 

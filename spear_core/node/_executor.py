@@ -41,8 +41,9 @@ from spear_core.node._retries import backoff_s, is_retried
 from spear_core.node._runtime_health import RuntimeHealth
 from spear_core.node._secrets import Secrets
 from spear_core.node._slots import Slots
+from spear_core.node._task import Task
 from spear_core.node._task_objects import TaskObjects
-from spear_core.node._tasks import Task, TaskTable
+from spear_core.node._task_table import TaskTable
 
 __all__ = ["Executor", "RuntimeSource", "open_executor"]
 

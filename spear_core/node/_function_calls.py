@@ -7,8 +7,9 @@ import attrs
 from spear_core.api import ExecutionMode, FunctionCalls, InvokeRequest, NodeApi, TaskInfo
 from spear_core.errors import TaskNotFoundError
 from spear_core.node._executor import Executor
+from spear_core.node._task import Task
 from spear_core.node._task_objects import TaskObjects
-from spear_core.node._tasks import Task, TaskTable
+from spear_core.node._task_table import TaskTable
 
 __all__ = ["TaskCalls"]
 

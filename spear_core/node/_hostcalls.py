@@ -16,8 +16,9 @@ from spear_core.errors import InvalidRequestError, SpearError
 from spear_core.node._failures import as_spear_error
 from spear_core.node._secrets import Secrets
 from spear_core.node._services import Services
+from spear_core.node._task import Task
 from spear_core.node._task_objects import TaskObjects
-from spear_core.node._tasks import Task, TaskTable
+from spear_core.node._task_table import TaskTable
 from spear_core.node._tracing import trace_id
 from spear_core.plugins import Plugins
 

@@ -23,8 +23,9 @@ from spear_core.node._journal import TaskJournal
 from spear_core.node._request_checks import check_depth, check_sizes, timeout_of
 from spear_core.node._services import Services
 from spear_core.node._streams import TaskStream, open_task_stream
+from spear_core.node._task import Task
 from spear_core.node._task_objects import TaskObjects
-from spear_core.node._tasks import STATUS_ENDPOINT, Task, TaskTable
+from spear_core.node._task_table import STATUS_ENDPOINT, TaskTable
 from spear_core.node._tracing import Tracing
 
 __all__ = ["Invocations", "wait_settled"]

@@ -35,6 +35,7 @@ from spear_core.node._background import Background, open_background
 from spear_core.node._failures import as_spear_error
 from spear_core.node._hold import DeletionHold
 from spear_core.node._store_writer import StoreWriter, Write
+from spear_core.node._task import Task
 from spear_core.node._task_records import (
     INPUTS,
     OUTPUTS,
@@ -46,7 +47,6 @@ from spear_core.node._task_records import (
     holder,
     object_key,
 )
-from spear_core.node._tasks import Task
 
 __all__ = ["TaskEntry", "TaskJournal", "open_journal"]
 

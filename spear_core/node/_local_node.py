@@ -43,7 +43,7 @@ from spear_core.node._reloading import Reloader
 from spear_core.node._services import Services
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._task_objects import TaskObjects
-from spear_core.node._tasks import TaskTable
+from spear_core.node._task_table import TaskTable
 from spear_core.plugins import Plugins
 
 __all__ = ["LocalNode", "NodeIdentity"]

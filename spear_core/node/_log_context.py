@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spear_core.node._tracing import trace_id
 
 if TYPE_CHECKING:
-    from spear_core.node._tasks import Task
+    from spear_core.node._task import Task
 
 __all__ = ["task_ids", "working_on"]
 

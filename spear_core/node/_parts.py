@@ -21,7 +21,7 @@ from spear_core.node._kept_state import KeptState, open_kept_state
 from spear_core.node._services import ContextMaker, Services
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._task_objects import TaskObjects, open_task_objects
-from spear_core.node._tasks import TaskTable
+from spear_core.node._task_table import TaskTable
 from spear_core.node._tracing import Tracing, open_tracing
 
 __all__ = ["Engine", "Resources", "open_engine", "open_resources"]

@@ -6,7 +6,7 @@ from operator import attrgetter
 
 from spear_core.api import Artifact, ExecutionConfig, InvokeRequest
 from spear_core.errors import InvalidRequestError, ResourceExhaustedError
-from spear_core.node._tasks import Task
+from spear_core.node._task import Task
 
 __all__ = ["check_depth", "check_sizes", "timeout_of"]
 

@@ -33,6 +33,7 @@ from spear_core.errors import (
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._executor import Executor
 from spear_core.node._journal import TaskJournal
+from spear_core.node._task import Task
 from spear_core.node._task_log import TaskLogDirectory
 from spear_core.node._task_records import (
     INPUTS,
@@ -44,7 +45,7 @@ from spear_core.node._task_records import (
     decode_task,
     object_key,
 )
-from spear_core.node._tasks import Task, TaskTable
+from spear_core.node._task_table import TaskTable
 from spear_core.node._tracing import Tracing
 from spear_core.node._turns import Caller, Line, Turn, TurnState
 

@@ -12,7 +12,7 @@ from spear_core.api import (
 )
 from spear_core.errors import SpearError
 from spear_core.node._secrets import Secrets
-from spear_core.node._tasks import Task
+from spear_core.node._task import Task
 
 __all__ = ["Results"]
 

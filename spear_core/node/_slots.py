@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from spear_core.node._run_queue import RunQueue
-from spear_core.node._tasks import Task
+from spear_core.node._task import Task
 from spear_core.node._turns import Turn
 
 __all__ = ["Slots"]

@@ -28,7 +28,7 @@ from spear_core.errors import (
     SpearError,
     UnsupportedModeError,
 )
-from spear_core.node._tasks import Task
+from spear_core.node._task import Task
 
 __all__ = ["TaskStream", "open_task_stream"]
 

@@ -25,7 +25,7 @@ from spear_core.node._failures import as_spear_error
 from spear_core.node._hold import DeletionHold
 from spear_core.node._objects import StoreSource
 from spear_core.node._scoped_objects import Scope, ScopedObjects
-from spear_core.node._tasks import Task
+from spear_core.node._task import Task
 
 Ts = TypeVarTuple("Ts")
 

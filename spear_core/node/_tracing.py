@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from spear_core.api import TracerSpec
-    from spear_core.node._tasks import Task
+    from spear_core.node._task import Task
 
 __all__ = ["TaskTracing", "Tracing", "open_tracing", "trace_id"]
 

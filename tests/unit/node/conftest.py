@@ -20,6 +20,7 @@ from spear_core.api import (
     ArtifactUpload,
     Capability,
     Compare,
+    ExecutionConfig,
     ExecutionRequest,
     ExecutionResponse,
     Fingerprint,
@@ -27,6 +28,7 @@ from spear_core.api import (
     Instance,
     InstanceSpec,
     InstanceStatistics,
+    InvokeRequest,
     KeyValue,
     MetadataChange,
     MetadataStoreSpec,
@@ -47,9 +49,12 @@ from spear_core.errors import RuntimeUnavailableError, SpearError
 from spear_core.node import Node, open_node
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._background import open_background
+from spear_core.node._capacity import Capacity
 from spear_core.node._pool import InstancePool
+from spear_core.node._run_queue import RunQueue
+from spear_core.node._task import Task
 from spear_core.node._task_log import TaskLogDirectory
-from spear_core.node._tasks import TaskTable
+from spear_core.node._task_table import TaskTable
 from spear_core.plugins import Owned, load_plugins
 
 Behaviour = Callable[[ExecutionRequest], Awaitable[ExecutionResponse]]
@@ -203,6 +208,24 @@ def add_artifact(artifacts: ArtifactStore) -> Callable[..., Awaitable[Artifact]]
 def tasks(tmp_path: Path) -> TaskTable:
     logs = TaskLogDirectory(tmp_path / "logs", max_bytes=1 << 20, warn=pytest.fail)
     return TaskTable(logs, keep_finished=5, keep_finished_bytes=1000)
+
+
+@pytest.fixture
+def make_task(tasks: TaskTable, tmp_path: Path) -> Callable[[], Task]:
+    """Makes tasks that no executor knows."""
+    queue = RunQueue(
+        ExecutionConfig(), Capacity(), instances_of=lambda artifact: 9, clock=lambda: 0.0
+    )
+    artifact = Artifact(
+        name="f", version=1, digest="0", runtime="r", shape="s", path=tmp_path / "f", filename="f"
+    )
+    request = InvokeRequest(function="f")
+
+    def make() -> Task:
+        turn = queue.admit(artifact, "", request.priority)
+        return tasks.add(artifact, request, turn, entry="", deadline=1.0)
+
+    return make
 
 
 @attrs.frozen

@@ -27,7 +27,8 @@ from spear_core.api import (
 from spear_core.errors import InstanceLostError, InstanceStartError, ResourceExhaustedError
 from spear_core.node._artifacts import ArtifactStore
 from spear_core.node._executor import Executor, open_executor
-from spear_core.node._tasks import Task, TaskTable
+from spear_core.node._task import Task
+from spear_core.node._task_table import TaskTable
 
 
 class Bench:
