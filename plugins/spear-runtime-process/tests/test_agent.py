@@ -139,14 +139,13 @@ async def test_the_zygote_forks_and_the_cold_start_does_not(
         assert ('"descriptor"' in line[-1]) == (start["zygote"] == "lazy")
 
 
-@pytest.mark.alone
 async def test_it_ends_with_its_block_and_by_itself(single, echo, make_request, start) -> None:
-    async with single(echo, **start) as instance:
+    async with single(echo, stop_grace_ms=60_000, **start) as instance:
         process = psutil.Process(int((await call(instance, make_request, "pid")).payload))
         assert alive(process)
-        started = time.monotonic()
     assert not alive(process)
-    assert time.monotonic() - started < 2  # nobody had to be killed after a wait
+    ended = await instance._guest.process.wait()
+    assert (ended.code, ended.signal) == (0, None)  # nobody had to end it
 
 
 async def test_what_is_printed_and_logged_belongs_to_the_execution(
@@ -224,9 +223,9 @@ async def test_kill_9_in_mid_execution_is_told_at_once(
                 os.kill(instance.statistics().pid, signal.SIGKILL)
 
             nursery.start_soon(kill)
-            with trio.fail_after(5), pytest.raises(InstanceLostError, match="SIGKILL"):
+            with trio.fail_after(30), pytest.raises(InstanceLostError, match="SIGKILL"):
                 await call(instance, make_request, "spin")
-        with trio.fail_after(1):
+        with trio.fail_after(30):
             assert "SIGKILL" in await instance.wait_failed()
         with pytest.raises(InstanceError):
             await instance.check_health()
@@ -235,7 +234,7 @@ async def test_kill_9_in_mid_execution_is_told_at_once(
 async def test_an_idle_worker_that_dies_is_noticed(single, echo, start) -> None:
     async with single(echo, **start) as instance:
         os.kill(instance.statistics().pid, signal.SIGTERM)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert "echo@1" in await instance.wait_failed()
 
 
@@ -249,9 +248,7 @@ async def test_cancel_stops_a_function_that_never_looks_up(
             nursery.start_soon(call, instance, make_request, "spin")
             while "spinning" not in hostcalls.lines("stdout"):
                 await trio.sleep(0.005)
-            started = time.monotonic()
             nursery.cancel_scope.cancel()
-        assert time.monotonic() - started < 2
         assert not alive(process)
 
 
@@ -366,7 +363,7 @@ async def test_memory_limit(single, place, make_request, start, use_cgroups) -> 
         else:
             assert response.error.code == "resource_exhausted"
             assert "memory limit of 96 MiB" in response.error.message
-            with trio.fail_after(1):
+            with trio.fail_after(30):
                 await instance.wait_failed()
 
 
@@ -450,7 +447,7 @@ async def test_the_zygote_is_started_again(place, echo) -> None:
         async with runtime.open_instance(place.spec(echo)) as instance:
             zygote = await runtime._launchers.zygote()
             os.kill(zygote.pid, signal.SIGKILL)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 assert "SIGKILL" in await instance.wait_failed()
         async with runtime.open_instance(place.spec(echo)) as instance:
             await instance.check_health()
@@ -462,7 +459,7 @@ async def test_a_module_that_cannot_be_preloaded_is_reported(
 ) -> None:
     async with place.open(zygote="start", preload=("no_such_module",)) as runtime:
         await runtime.prepare(echo)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while "no_such_module" not in caplog.text:
                 await trio.sleep(0.01)
         async with runtime.open_instance(place.spec(echo)) as instance:
@@ -476,7 +473,7 @@ async def test_an_unfit_zygote_means_cold_starts(place, echo, make_request, capl
             zygote = await runtime._launchers.zygote()
             assert zygote is not None
             os.kill(zygote.pid, signal.SIGKILL)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await zygote.wait_unfit()
             await trio.testing.wait_all_tasks_blocked(0.01)
         assert await runtime._launchers.zygote() is None
@@ -495,7 +492,7 @@ Launcher(socket.socket(fileno=int(sys.argv[1]))).preload("threaded")
 def test_a_preload_that_starts_a_thread_makes_the_zygote_unfit(tmp_path: Path) -> None:
     (tmp_path / "threaded.py").write_text(
         "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=(1,), daemon=True).start()\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
     ours, theirs = socket.socketpair()
     with ours, theirs:

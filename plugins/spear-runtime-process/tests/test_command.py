@@ -134,8 +134,8 @@ async def test_cancelling_gives_time_to_clean_up(place, single, make_request, ho
         "polite.sh",
         "#!/bin/sh\ntrap 'echo cleaning >&2; exit' TERM\necho up >&2\nsleep 60 & wait\n",
     )
-    async with single(artifact) as instance:
-        with trio.move_on_after(5) as scope:
+    async with single(artifact, cancel_grace_ms=30_000) as instance:
+        with trio.move_on_after(60) as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(instance.execute, make_request())
                 while not hostcalls.lines():

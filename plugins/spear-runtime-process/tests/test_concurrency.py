@@ -16,7 +16,7 @@ MANY = """
     import asyncio, sys, threading, time
     from spear_sdk import Context, current_context, function
 
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=60)
     met = asyncio.Event()
     there = 0
 
@@ -86,7 +86,7 @@ def many(place: Any) -> Any:
 
 
 def of(make: Any, entry: str, payload: bytes = b"") -> Any:
-    return make(payload, entry=entry, deadline_s=30)
+    return make(payload, entry=entry, deadline_s=90)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def side_by_side(instance: Any, *requests: Any) -> list[ExecutionResponse]
     async def one(request: Any) -> None:
         answers[request.execution_id] = await instance.execute(request)
 
-    with trio.fail_after(30):
+    with trio.fail_after(90):
         async with trio.open_nursery() as nursery:
             for request in requests:
                 nursery.start_soon(one, request)
@@ -120,7 +120,7 @@ async def side_by_side(instance: Any, *requests: Any) -> list[ExecutionResponse]
 
 
 async def until_logged(hostcalls: Any, execution_id: str, text: str) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(90):
         while (execution_id, text) not in [(e[0], e[3]) for e in hostcalls.entries]:
             await trio.sleep(0.01)
 
@@ -216,7 +216,7 @@ async def test_one_that_does_not_obey_takes_the_worker_along(
                     await instance.execute(other)
                 lost.append(caught.value)
 
-            with trio.fail_after(30):
+            with trio.fail_after(90):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(loses)
                     await until_logged(hostcalls, other.execution_id, "begun")
@@ -257,7 +257,7 @@ async def test_all_are_lost_with_their_worker(
                     await instance.execute(request)
                 lost += 1
 
-            with trio.fail_after(30):
+            with trio.fail_after(90):
                 async with trio.open_nursery() as nursery:
                     for request in requests:
                         nursery.start_soon(loses, request)

@@ -32,7 +32,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 async def gone(mark: str) -> bool:
     """Whether they are all gone, give or take the moment the kernel takes."""
-    with trio.move_on_after(5):
+    with trio.move_on_after(30):
         while marked(mark):
             await trio.sleep(0.01)
         return True
@@ -64,7 +64,7 @@ async def test_memory_of_a_whole_tree(place, use_cgroups) -> None:
         time.sleep(60)
         """
     artifact = place.artifact("tree.py", text, limits=Limits(memory_bytes=100 * MIB))
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         error = error_of(await place.run(artifact, use_cgroups=use_cgroups))
     assert error.kind == "memory"
     assert error.code == "resource_exhausted"
@@ -73,18 +73,17 @@ async def test_memory_of_a_whole_tree(place, use_cgroups) -> None:
 @pytest.mark.alone
 async def test_cpu_time_of_one_process(place, use_cgroups) -> None:
     artifact = place.artifact("spin.py", "while True: pass\n", limits=Limits(cpu_seconds=0.5))
-    started = time.monotonic()
-    error = error_of(await place.run(artifact, use_cgroups=use_cgroups))
+    with trio.fail_after(60):
+        error = error_of(await place.run(artifact, use_cgroups=use_cgroups))
     assert error.code == "resource_exhausted"
     assert "0.5 seconds of CPU time" in error.message
-    assert time.monotonic() - started < 5
 
 
 async def test_cpu_time_of_a_tree(place, use_cgroups) -> None:
     """Short-lived children don't hide what they use."""
     text = "#!/bin/sh\nwhile true; do python3 -S -c 'sum(range(10**6))'; done\n"
     artifact = place.artifact("relay.sh", text, limits=Limits(cpu_seconds=0.6))
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         error = error_of(await place.run(artifact, use_cgroups=use_cgroups))
     assert "CPU time" in error.message
 
@@ -109,7 +108,7 @@ async def test_fork_bomb(place, use_cgroups) -> None:
                 time.sleep(0.01)
         """
     artifact = place.artifact("bomb.py", text, limits=Limits(processes=30))
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         response = await place.run(artifact, use_cgroups=use_cgroups)
     if response.error is not None:  # where the kernel refuses the forks, the bomb fizzles out
         assert "processes" in response.error.message
@@ -129,7 +128,7 @@ while True:
 @pytest.mark.parametrize("text", ["#!/bin/sh\nyes\n", STUBBORN_FLOOD], ids=["yes", "stubborn"])
 async def test_stdout_flood(place, use_cgroups, text) -> None:
     artifact = place.artifact("yes.sh", text, limits=Limits(output_bytes=MIB))
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         error = error_of(await place.run(artifact, use_cgroups=use_cgroups))
     assert error.code == "resource_exhausted"
     assert error.message == f"yes@1 wrote more than {MIB} bytes to stdout and was killed"
@@ -147,18 +146,16 @@ async def test_a_flood_of_log_lines_leaves_the_node_alive(
 ) -> None:
     """And is no way to keep an execution from being cancelled."""
     artifact = place.artifact("flood.sh", "#!/bin/sh\nyes >&2\n")
-    slowest = 0.0
+    most = 0
     async with single(artifact, use_cgroups=use_cgroups) as instance:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(instance.execute, make_request())
-                for _ in range(50):
-                    started = time.monotonic()
-                    await trio.sleep(0.01)
-                    slowest = max(slowest, time.monotonic() - started)
-                assert len(hostcalls.entries) > 1000
+                while (seen := len(hostcalls.entries)) < 20_000:
+                    await trio.lowlevel.checkpoint()
+                    most = max(most, len(hostcalls.entries) - seen)
                 nursery.cancel_scope.cancel()
-    assert slowest < 0.5
+    assert 0 < most <= 4096  # in one pass of the loop: each has its turn
 
 
 async def test_what_leaves_its_session_ends_with_the_command(place, use_cgroups) -> None:
@@ -177,7 +174,7 @@ async def test_what_leaves_its_session_ends_with_the_command(place, use_cgroups)
         time.sleep(0.3)
         print("out")
         """
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         response = await place.run(place.artifact("escape.py", text), use_cgroups=use_cgroups)
     assert response.payload == b"out\n"
     assert await gone("spear-test-escape")
@@ -204,9 +201,7 @@ async def test_cancel_kills_what_ignores_sigterm(
             while len(hostcalls.lines()) < 2:
                 await trio.sleep(0.005)
             assert len(marked("spear-test-stubborn")) == 2
-            started = time.monotonic()
             nursery.cancel_scope.cancel()
-        assert time.monotonic() - started < 2
         assert not marked("spear-test-stubborn")
 
 
@@ -236,7 +231,7 @@ async def test_a_killed_launcher_takes_the_guest_with_it(
                     os.kill((await runtime._launchers.plain()).pid, signal.SIGKILL)
 
                 nursery.start_soon(kill)
-                with trio.fail_after(10), pytest.raises(InstanceLostError, match="launcher"):
+                with trio.fail_after(30), pytest.raises(InstanceLostError, match="launcher"):
                     await instance.execute(make_request())
             assert await gone("spear-test-lost")
         quick = place.artifact("quick.sh", "#!/bin/sh\necho again\n")
@@ -266,7 +261,7 @@ async def test_a_killed_monitor_takes_the_guest_with_it(
                 os.kill(instance._guest.process.pid, signal.SIGKILL)
 
             nursery.start_soon(kill)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 error = error_of(await instance.execute(make_request()))
         assert error.details["signal"] == "SIGKILL"
         assert await gone("spear-test-unwatched")
@@ -305,7 +300,7 @@ async def test_the_death_of_the_node_ends_its_guests(tmp_path: Path, use_cgroups
     )
     node = subprocess.Popen([sys.executable, "-c", program])
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while len(marked("spear-test-orphan")) < 2:
                 assert node.poll() is None
                 await trio.sleep(0.02)
@@ -320,7 +315,7 @@ def test_the_search_for_leftovers_finds_something(mark: str) -> None:
     """The tests above look for processes by name; see that this would find them."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)", mark])
     try:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not marked(mark):
             assert time.monotonic() < deadline
     finally:

@@ -77,7 +77,7 @@ class Desk:
 
     async def wait_for_run(self) -> int:
         """The installer's process id, once it has begun."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not self.runs() or not list(self.root.glob(".new-*/site/half")):
                 await trio.sleep(0.01)
         return int(self.runs()[-1][0])
@@ -182,7 +182,7 @@ async def test_two_nodes_at_once_install_once(desk: Desk) -> None:
             nursery.start_soon(desk.provide, one, "a")
             await desk.wait_for_run()
             nursery.start_soon(desk.provide, two, "a")
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while not any("somebody else" in line for line in desk.said):
                     await trio.sleep(0.01)
             (desk.folder / "wait").unlink()
@@ -209,12 +209,12 @@ async def test_an_installer_that_outlives_its_node_keeps_the_others_away(desk: D
     with desk.open() as environments:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.provide, environments, "a")
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while not any("somebody else" in line for line in desk.said):
                     await trio.sleep(0.01)
             assert len(desk.runs()) == 1
             os.kill(orphan, signal.SIGKILL)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while len(desk.runs()) < 2:
                     await trio.sleep(0.01)
             (desk.folder / "wait").unlink()

@@ -137,7 +137,7 @@ async def test_network_can_be_switched_off(place, machine, level, network) -> No
         code = f"""
             import socket
             try:
-                socket.create_connection(("127.0.0.1", {port}), 2)
+                socket.create_connection(("127.0.0.1", {port}), 30)
                 print("connected")
             except OSError as exc:
                 print("held")

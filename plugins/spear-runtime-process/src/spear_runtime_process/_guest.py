@@ -155,11 +155,15 @@ class Guest:
         self.kill()
 
     def _read_report(self) -> tuple[str, str]:
-        """What the monitor has told so far: the guest's own process id, and what it exceeded."""
+        """What was reported so far: the guest's own process id, and what it exceeded.
+
+        The guest and its monitor write a line each, in whatever order they get to it.
+        """
         with contextlib.suppress(OSError):  # nothing there, or closed by now
             self._reported += os.read(self._report, 200).decode()
-        pid, _, exceeded = self._reported.partition("\n")
-        return pid, exceeded
+        lines = self._reported.split("\n")[:-1]
+        pid = next((line for line in lines if line.isdecimal()), "")
+        return pid, next((line for line in lines if not line.isdecimal()), "")
 
     @property
     def pid(self) -> int:

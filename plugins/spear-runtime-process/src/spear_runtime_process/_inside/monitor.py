@@ -57,7 +57,7 @@ def _watch(guest: int, limits: TreeLimits, report: int) -> int:
         received = signal.sigtimedwait(_SIGNALS, limits.interval)
         if received is None:
             if reason := _exceeded(limits):
-                os.write(report, reason.encode())
+                os.write(report, f"{reason}\n".encode())
                 tree.kill_descendants(os.getpid())
         elif received.si_signo == signal.SIGTERM:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -83,7 +83,8 @@ def supervise(limits: TreeLimits, report: int) -> None:
     """Fork; return in the child, the guest to be. The parent stays as its monitor and ends with it.
 
     `report`, the highest open descriptor, gets a line with the guest's process id, and another
-    with what was exceeded, if anything was.
+    with what was exceeded, if anything was. The guest writes its own, so that it is there before
+    anything else of the guest can be seen: the monitor may have to wait for a processor first.
     The monitor closes all below it, so that the guest's pipes end when the guest does.
     """
     confine.become_subreaper()
@@ -92,6 +93,7 @@ def supervise(limits: TreeLimits, report: int) -> None:
     guest = os.fork()
     if guest == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        os.write(report, f"{os.getpid()}\n".encode())
         os.close(report)
         os.setsid()
         confine.die_with_parent(own)
@@ -99,7 +101,6 @@ def supervise(limits: TreeLimits, report: int) -> None:
     os.closerange(0, report)
     with contextlib.suppress(OSError):  # against a fork bomb, where we may
         os.nice(-10)
-    os.write(report, f"{guest}\n".encode())
     status = _watch(guest, limits, report)
     tree.reap_all()
     _end_like(status)
