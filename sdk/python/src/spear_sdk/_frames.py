@@ -51,6 +51,10 @@ _REST = _HEADER.size - 4
 _FIRST_BUFFER = 64 * 1024
 _SMALL = 16 * 1024
 _INT = Struct("=i")
+# Plain numbers: every operation on the enum's members would make another member.
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
+_CUT_OFF = int(socket.MSG_CTRUNC)
+_ROOM_FOR_FD = socket.CMSG_LEN(_INT.size)
 _TOO_MANY_ON_THEIR_WAY = 109  # ETOOMANYREFS
 _PAUSE_S = 0.01
 
@@ -116,13 +120,12 @@ class FrameReader:
         return count > 0
 
     def _fill_with_fd(self, flags: int) -> int:
-        flags |= socket.MSG_CMSG_CLOEXEC
-        room = socket.CMSG_LEN(_INT.size)
         into = [self._view[self._end :]]
-        count, control, told, _ = self._connection.recvmsg_into(into, room, flags)
+        flags |= _CLOSE_ON_EXEC
+        count, control, told, _ = self._connection.recvmsg_into(into, _ROOM_FOR_FD, flags)
         for _, _, data in control:
             self._fds.append(Descriptor(_INT.unpack_from(data)[0]))
-        if told & socket.MSG_CTRUNC and not control:  # this process could have no more
+        if told & _CUT_OFF and not control:  # this process could have no more
             self._fds.append(Descriptor(-1))
         return count
 

@@ -190,8 +190,22 @@ def _read(data: bytes, at: int) -> tuple[object, int]:
 def _read_map(data: bytes, at: int, length: int) -> tuple[dict[object, object], int]:
     result: dict[object, object] = {}
     for _ in range(length):
-        key, at = _read(data, at)
-        result[key], at = _read(data, at)
+        tag = data[at]
+        if 0xA0 <= tag < 0xC0:  # short text, as nearly all keys and most values are
+            at += 1
+            end = at + (tag & 0x1F)
+            key: object = data[at:end].decode()
+            at = end
+        else:
+            key, at = _read(data, at)
+        tag = data[at]
+        if 0xA0 <= tag < 0xC0:
+            at += 1
+            end = at + (tag & 0x1F)
+            result[key] = data[at:end].decode()
+            at = end
+        else:
+            result[key], at = _read(data, at)
     return result, at
 
 
