@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,8 +101,8 @@ async def restore_backup(
                         await _restore_store(owned, services, source / part)
                     tell("waiting for the disk")
                     await _in_thread(_finish_staging, paths, staging, manifest)
-                    with trio.CancelScope(shield=True):  # a few renames
-                        await trio.to_thread.run_sync(_put_in_place, paths, staging, aside)
+                with trio.CancelScope(shield=True):  # a few renames: all of them, or none
+                    await trio.to_thread.run_sync(_put_in_place, paths, staging, aside)
     return RestoreReport(
         state_dir=str(paths.root),
         node_id=manifest.node_id,
@@ -150,6 +150,11 @@ def _check_empty(paths: StatePaths, *, force: bool) -> Path | None:
             f"the state directory {paths.root} is not empty; choose another with --state-dir, or "
             f"let --force move what is there aside, to {ASIDE}… in the same directory"
         )
+    if mounted := [str(path) for path in _there(paths) if path.is_mount()]:
+        raise ConfigError(
+            f"{', '.join(mounted)} cannot be moved aside, for something is mounted there; unmount "
+            "or empty it first"
+        )
     moment = time.strftime("%Y%m%d-%H%M%S")
     names = (f"{ASIDE}{moment}{f'-{n}' if n else ''}" for n in range(1000))
     return next(path for name in names if not (path := paths.root / name).exists())
@@ -160,8 +165,16 @@ def _there(paths: StatePaths) -> list[Path]:
     return [
         path
         for path in sorted(paths.root.iterdir())
-        if path.name not in kept and not path.name.startswith(ASIDE)
+        if path.name not in kept and not path.name.startswith(ASIDE) and not _is_empty(path)
     ]
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether it is a directory with nothing in it, such as a volume that is mounted for logs."""
+    try:
+        return not path.is_symlink() and not set(os.listdir(path)) - {"lost+found"}
+    except OSError:
+        return False
 
 
 @asynccontextmanager
@@ -244,13 +257,32 @@ def _bundles(manifest: Manifest) -> set[str]:
 
 
 def _put_in_place(paths: StatePaths, staging: Path, aside: Path | None) -> None:
-    if aside is not None:
-        aside.mkdir(mode=0o700)
-        for path in _there(paths):
-            path.rename(aside / path.name)
-    for path in sorted(staging.iterdir()):
-        path.rename(paths.root / path.name)
-    sync(paths.root)
+    """When something cannot be moved, all is moved back; should that fail as well, ``restoring/``
+    stays, and no node starts."""
+    moved: list[tuple[Path, Path]] = []
+
+    def move(path: Path, target: Path) -> None:
+        path.rename(target)
+        moved.append((path, target))
+
+    try:
+        if aside is not None:
+            aside.mkdir(mode=0o700)
+            for path in _there(paths):
+                move(path, aside / path.name)
+            sync(aside)
+        for path in sorted(staging.iterdir()):
+            move(path, paths.root / path.name)
+        sync(paths.root)
+    except OSError:
+        for path, target in reversed(moved):
+            target.rename(path)
+        if aside is not None:
+            with suppress(FileNotFoundError):
+                aside.rmdir()
+        sync(paths.root)
+        remove_tree(paths.restoring)
+        raise
     staging.rmdir()
     paths.restoring.rmdir()
     sync(paths.root)

@@ -605,18 +605,23 @@ def test_a_restore_that_is_killed_in_the_middle(prepared: Prepared) -> None:
 
 
 CUT = """
-import os, sys
+import errno, os, sys
 from pathlib import Path
 from spear_core.cli import main
 
-most, state, rename, count = int(sys.argv.pop(1)), Path.cwd() / "state", Path.rename, 0
+most, how = int(sys.argv.pop(1)), sys.argv.pop(1)
+state, rename, count = Path.cwd() / "state", Path.rename, 0
 
 
 def counted(path, target):
     global count
     if Path(target).parent in (state, path.parent / "x") or "before-restore" in str(target):
         if count == most:
-            os._exit(9)
+            if how == "exit":
+                os._exit(9)
+            if how == "fails once":
+                count += 1
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
         count += 1
     return rename(path, target)
 
@@ -626,20 +631,25 @@ sys.exit(main())
 """
 
 
+def restore_that_ends(home: Any, most: int, how: str) -> subprocess.CompletedProcess[bytes]:
+    """One that makes so many moves; the next ends the process, or fails."""
+    restore = ["restore", str(home.folder / "b"), "--force"]
+    return subprocess.run(
+        [sys.executable, "-c", CUT, str(most), how, *restore],
+        cwd=home.folder,
+        env=home.environ(),
+        capture_output=True,
+        check=False,
+    )
+
+
 def test_a_restore_that_ends_between_any_two_of_its_moves(prepared: Prepared) -> None:
     """What was there before is somewhere still, and no node believes what is there now."""
     home = prepared.home
     assert prepared.spear("backup", "b").status == 0
     before = tree(home.state)
     for most in itertools.count(0, 3):
-        restore = ["restore", str(home.folder / "b"), "--force"]
-        told = subprocess.run(
-            [sys.executable, "-c", CUT, str(most), *restore],
-            cwd=home.folder,
-            env=home.environ(),
-            capture_output=True,
-            check=False,
-        )
+        told = restore_that_ends(home, most, "exit")
         if told.returncode == 0:
             break
         assert told.returncode == 9, told.stderr
@@ -656,3 +666,42 @@ def test_a_restore_that_ends_between_any_two_of_its_moves(prepared: Prepared) ->
         before = tree(home.state)
     assert most > 6, "every entry of the old directory and of the new one is moved"
     prepared.check_restored(home.state)
+
+
+def test_a_restore_one_of_whose_moves_fails(prepared: Prepared) -> None:
+    """All is as before; when not even that can be had, no node starts."""
+    home = prepared.home
+    assert prepared.spear("backup", "b").status == 0
+    before = tree(home.state)
+    for most in itertools.count():
+        told = restore_that_ends(home, most, "fails once")
+        if told.returncode == 0:
+            break
+        assert told.returncode == 6, told.stderr
+        assert b"Device or resource busy" in told.stderr
+        assert tree(home.state) == before, most
+        assert not list(home.state.glob("before-restore-*"))
+        assert not (home.state / "restoring").exists()
+    assert most > 6, "every entry of the old directory and of the new one is moved"
+    prepared.check_restored(home.state)
+    assert restore_that_ends(home, 3, "fails for ever").returncode == 6
+    told = home.spear("node")
+    assert told.status == 2
+    assert "run `spear restore` again" in told.err
+
+
+def test_a_restore_where_something_is_mounted(prepared: Prepared, mounts: str) -> None:
+    """An empty volume for logs is no obstacle; what cannot be moved aside is named, and stays."""
+    home = prepared.home
+    assert prepared.spear("backup", "b").status == 0
+    before = tree(home.state)
+    script = 'mkdir -p "$AT" && mount -t tmpfs none "$AT" && touch "$AT/$FILE" && shift && "$@"'
+    for state, file, status in ((home.state, "old.log", 2), (home.folder / "new", ".", 0)):
+        wrapper = ["env", f"AT={state}/logs", f"FILE={file}", *mounts.split(), "sh", "-c", script]
+        command = ["restore", "b", "--state-dir", str(state), *(["--force"] if status else [])]
+        told = prepared.spear(*command, wrapper=[*wrapper, "sh", "sh"])
+        assert told.status == status, told.err
+        if status:
+            assert f"{home.state}/logs cannot be moved aside" in told.err
+    assert tree(home.state) == before
+    prepared.check_restored(home.folder / "new")
