@@ -1,13 +1,11 @@
 """The reusable instances of one artifact.
 
-An instance's life is one background task, its keeper, which owns ``open_instance`` from beginning
-to end. The rest of the pool only decides who uses which instance, how many there should be and
-when one must go.
+A pool decides who uses which instance, how many there should be and when one must go. Each lives
+in a background task of its own (:mod:`spear_core.node._keeper`).
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from logging import Logger
@@ -28,12 +26,13 @@ from spear_core.api import (
 )
 from spear_core.errors import InstanceError, InstanceStartError, SpearError
 from spear_core.node._background import Background
-from spear_core.node._failures import as_spear_error
+from spear_core.node._keeper import Keeper
 from spear_core.node._pooled_instance import PooledInstance, describe_instance
 from spear_core.node._scaling import (
     Arrivals,
     Load,
-    backoff_s,
+    Peak,
+    Setbacks,
     demanded,
     effective_config,
     expected,
@@ -43,8 +42,6 @@ from spear_core.node._selection import POLICIES
 
 __all__ = ["InstancePool", "PooledInstance", "describe_instance"]
 
-_STABLE_S = 10.0
-"""One that dies sooner after its start counts as an attempt that failed."""
 _ROUNDING_S = 1e-3
 """When the time for a look has come, so has whatever is due within this."""
 _LAST_IDLE_MS = 1_000
@@ -72,11 +69,10 @@ class InstancePool:
         concurrency: int = 1,
     ) -> None:
         self._artifact = artifact
-        self._runtime = runtime
         self._background = background
         self._new_id = new_id
         self._log = log
-        self._make_spec = make_spec
+        self._keeper = Keeper(self, runtime, make_spec, log)
         self._concurrency = concurrency
         self._node_config = config
         self._warm = False
@@ -93,11 +89,9 @@ class InstancePool:
         self._lent = 0
         self._mean_s = 0.0
         self._arrivals = Arrivals()
-        self._busy = self._most_busy = 0
-        self._most_busy_before: float = math.inf
-        self._window_began = -math.inf
-        self._failures = 0
-        self._hold_until = -math.inf
+        self._busy = 0
+        self._peak = Peak()
+        self._setbacks = Setbacks()
         self._holding: trio.CancelScope | None = None
         self._closed = False
         self._empty = trio.Event()
@@ -155,7 +149,7 @@ class InstancePool:
                 self._offer(pooled)
                 return
             if not pooled.outstanding:
-                self._retire(pooled, pooled.draining, pooled.draining_to)
+                self.retire(pooled, pooled.draining, pooled.draining_to)
         if pooled.state is InstanceState.TERMINATED and not pooled.outstanding:
             self._undecided -= 1
             self._learn(pooled)
@@ -166,8 +160,8 @@ class InstancePool:
     def _lend(self, pooled: PooledInstance, *, cold: bool) -> PooledInstance:
         self._lent += 1
         self._busy += 1
-        if self._busy > self._most_busy:
-            self._most_busy = self._busy
+        if self._busy > self._peak.most:
+            self._peak.most = self._busy
         pooled.cold = cold
         pooled.taken(trio.current_time(), number=self._lent, typical_s=self._mean_s)
         if pooled.outstanding >= self._concurrency:
@@ -195,6 +189,11 @@ class InstancePool:
 
     # limits
 
+    @property
+    def config(self) -> PoolConfig:
+        """What counts now, of the node's settings and the artifact's."""
+        return self._config
+
     def configure(self, config: PoolConfig) -> None:
         """Take new settings of the node; what runs goes on, and too many end as they come free."""
         self._node_config = config
@@ -215,7 +214,7 @@ class InstancePool:
         if reason:
             for pooled in list(self._free):
                 if not pooled.outstanding:
-                    self._retire(pooled, reason)
+                    self.retire(pooled, reason)
         self._apply()
 
     def _take_config(self) -> None:
@@ -230,7 +229,7 @@ class InstancePool:
         self._take_config()
         for pooled in list(self._free):
             if self._alive() > self._config.max_instances and not pooled.outstanding:
-                self._retire(pooled, "there are more than pool.max_instances")
+                self.retire(pooled, "there are more than pool.max_instances")
         for pooled in self.live.values():
             self._look_in_time(pooled)
         self._grow()
@@ -239,7 +238,7 @@ class InstancePool:
         """Have it looked at when that is due by what is so now."""
         if pooled.look is not None:
             now = trio.current_time()
-            pooled.look.deadline = now + self._next_look(pooled, now)
+            pooled.look.deadline = now + self.next_look(pooled, now)
 
     def close(self, reason: str) -> None:
         """Retire everything; an instance that is lent out goes when it comes back."""
@@ -248,7 +247,7 @@ class InstancePool:
             self._holding.cancel()
         for pooled in list(self.live.values()):
             if not pooled.outstanding:
-                self._retire(pooled, reason)
+                self.retire(pooled, reason)
         self._free.clear()
         while self._waiting:
             self._fail_next(InstanceError(f"{self._artifact.ref}: {reason}"))
@@ -289,7 +288,7 @@ class InstancePool:
         needed = demanded(load) + self._checking if self._waiting else 0
         kept = max(self._config.min_instances, expected(load) if self._waiting else 0)
         if kept > max(needed, alive) and not self._undecided:
-            if trio.current_time() >= self._hold_until:
+            if trio.current_time() >= self._setbacks.hold_until:
                 needed = kept
             elif self._holding is None:
                 self._holding = trio.CancelScope()
@@ -299,7 +298,7 @@ class InstancePool:
 
     async def _grow_later(self, scope: trio.CancelScope) -> None:
         with scope:
-            await trio.sleep_until(self._hold_until)
+            await trio.sleep_until(self._setbacks.hold_until)
         self._holding = None
         self._grow()
 
@@ -307,7 +306,7 @@ class InstancePool:
         pooled = PooledInstance(InstanceSpec(id=self._new_id(), artifact=self._artifact))
         self.live[pooled.spec.id.instance_id] = pooled
         self._creating += 1
-        self._background.start_soon(self._keep, pooled)
+        self._background.start_soon(self._keeper.keep, pooled)
 
     def _drain(
         self,
@@ -320,7 +319,7 @@ class InstancePool:
         if not pooled.draining:
             pooled.draining, pooled.draining_to = reason, state
 
-    def _retire(
+    def retire(
         self,
         pooled: PooledInstance,
         reason: str,
@@ -330,37 +329,10 @@ class InstancePool:
         self._free.pop(pooled, None)
         pooled.retire(reason, state)
 
-    # an instance's life
+    # what keepers tell
 
-    async def _keep(self, pooled: PooledInstance) -> None:
-        """An instance's whole life."""
-        error: SpearError | None = None
-        limit = self._config.start_timeout_ms / 1000
-        try:
-            pooled.starting.deadline = trio.current_time() + limit
-            with pooled.starting:
-                spec = self._make_spec(pooled.spec.id, self._artifact)
-                async with self._runtime.open_instance(spec) as instance:
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    pooled.starting.deadline = math.inf
-                    self._started(pooled, instance)
-                    try:
-                        await self._watch(pooled, instance)
-                    finally:
-                        self._retire(pooled, "ended")
-                        if pooled.state is InstanceState.FAILED:
-                            pooled.move(InstanceState.TERMINATING)
-            if pooled.starting.cancelled_caught and not pooled.retired.is_set():
-                error = InstanceStartError(
-                    f"an instance of {self._artifact.ref} did not start within {limit:g} s "
-                    "(pool.start_timeout_ms)"
-                )
-        except Exception as raised:  # barrier: one instance
-            error = as_spear_error(raised, f"instance {pooled.spec.id}", self._log)
-        finally:
-            self._ended(pooled, error)
-
-    def _started(self, pooled: PooledInstance, instance: Instance) -> None:
+    def started(self, pooled: PooledInstance, instance: Instance) -> None:
+        """It is there, and can be lent unless it was retired meanwhile."""
         self._creating -= 1
         pooled.instance = instance
         if pooled.retired.is_set():
@@ -372,14 +344,15 @@ class InstancePool:
         )
         self._offer(pooled, cold=True)
 
-    def _ended(self, pooled: PooledInstance, error: SpearError | None) -> None:
+    def ended(self, pooled: PooledInstance, error: SpearError | None) -> None:
+        """Nothing is left of it; ``error``: it ended, or did not start, because of that."""
         del self.live[pooled.spec.id.instance_id]
         if pooled.instance is None:
             self._not_started(pooled, error)
         elif error is not None:
             pooled.crashed = True
             self._log.warning("instance %s ended badly: %s", pooled.spec.id, error)
-        self._retire(pooled, "ended")
+        self.retire(pooled, "ended")
         if pooled.state is InstanceState.FAILED:
             pooled.move(InstanceState.TERMINATING)
         pooled.move(InstanceState.TERMINATED)
@@ -414,43 +387,19 @@ class InstancePool:
         One that is gone with an execution that was cancelled says nothing about that.
         """
         now = trio.current_time()
-        if pooled.instance is not None and now - pooled.ready_at >= _STABLE_S:
-            self._failures = 0
-        elif pooled.crashed and not pooled.cancelled:
-            self._failures += 1
-        else:
-            return
-        self._hold_until = now + backoff_s(self._failures)
-        if self._failures and self._config.min_instances:
+        lived_s = None if pooled.instance is None else now - pooled.ready_at
+        died = pooled.crashed and not pooled.cancelled
+        if self._setbacks.learn(lived_s, now, died=died) and self._config.min_instances:
             self._log.warning(
                 "%s: its instances do not last (%d in a row); the next is kept warm in %g s",
                 self._artifact.ref,
-                self._failures,
-                backoff_s(self._failures),
+                self._setbacks.in_a_row,
+                self._setbacks.hold_until - now,
             )
-
-    async def _watch(self, pooled: PooledInstance, instance: Instance) -> None:
-        """Return when the instance must end."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_failure, pooled, instance)
-            while not pooled.retired.is_set():
-                wait_s = self._next_look(pooled, trio.current_time())
-                with trio.move_on_after(wait_s) as pooled.look:
-                    await pooled.retired.wait()
-                if pooled.look.cancelled_caught:
-                    await self._look(pooled, instance)
-            nursery.cancel_scope.cancel()
-        self._log.info("instance %s is retired: %s", pooled.spec.id, pooled.reason)
-
-    async def _watch_failure(self, pooled: PooledInstance, instance: Instance) -> None:
-        reason = await instance.wait_failed()
-        if not pooled.retired.is_set():
-            pooled.crashed = True
-        self._retire(pooled, reason, InstanceState.FAILED)
 
     # idle ones
 
-    def _next_look(self, pooled: PooledInstance, now: float) -> float:
+    def next_look(self, pooled: PooledInstance, now: float) -> float:
         """Seconds until the instance should be looked at again."""
         interval = self._config.health_check_interval_ms / 1000
         if pooled not in self._free or pooled.outstanding:
@@ -474,28 +423,20 @@ class InstancePool:
         ready = sum(p.takes_more and p.instance is not None for p in self.live.values())
         return ready > self._config.min_instances
 
-    def _surplus(self, now: float) -> bool:
-        """Whether there are more than were busy at once in the last idle timeout: a policy that
-        gives every instance its turn leaves none idle for long."""
-        if now - self._window_began >= self._config.idle_timeout_ms / 1000:
-            first = self._window_began == -math.inf
-            self._most_busy_before = math.inf if first else self._most_busy
-            self._most_busy, self._window_began = self._busy, now
-        most = max(self._most_busy_before, self._most_busy)
-        return self._alive() * self._concurrency >= most + self._concurrency
-
-    async def _look(self, pooled: PooledInstance, instance: Instance) -> None:
+    async def look(self, pooled: PooledInstance, instance: Instance) -> None:
         """Retire an instance that was idle for too long or is unwell; leave busy ones alone."""
         if pooled not in self._free or pooled.outstanding:
             return
         now = trio.current_time()
-        surplus = self._surplus(now)
+        most = self._peak.of_window(now, self._config.idle_timeout_ms / 1000, busy=self._busy)
+        # a policy that gives every instance its turn leaves none idle for long
+        surplus = self._alive() * self._concurrency >= most + self._concurrency
         if self._dispensable():
             if self._idle_left(pooled, now) <= _ROUNDING_S:
-                self._retire(pooled, "it was idle (pool.idle_timeout_ms)")
+                self.retire(pooled, "it was idle (pool.idle_timeout_ms)")
                 return
             if surplus:
-                self._retire(pooled, "fewer have done for a while (pool.idle_timeout_ms)")
+                self.retire(pooled, "fewer have done for a while (pool.idle_timeout_ms)")
                 return
         if self._check_left(pooled, now) > _ROUNDING_S:
             return  # it has worked meanwhile; who needs it now would be overtaken
@@ -503,21 +444,8 @@ class InstancePool:
         del self._free[pooled]
         self._checking += 1
         try:
-            await self._check(pooled, instance)
+            await self._keeper.check(pooled, instance)
         finally:
             self._checking -= 1
         if not pooled.retired.is_set():
             self._offer(pooled)
-
-    async def _check(self, pooled: PooledInstance, instance: Instance) -> None:
-        limit = self._config.health_check_timeout_ms / 1000
-        reason = f"its health check did not answer within {limit:g} s"
-        try:
-            with trio.move_on_after(limit) as pooled.checking:
-                await instance.check_health()
-            if not pooled.checking.cancelled_caught or pooled.retired.is_set():
-                return
-        except SpearError as error:
-            reason = f"its health check failed: {error}"
-        pooled.crashed = True
-        self._retire(pooled, reason, InstanceState.FAILED)

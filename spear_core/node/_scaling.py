@@ -8,13 +8,24 @@ import attrs
 
 from spear_core.api import PoolConfig, PoolSettings
 
-__all__ = ["Arrivals", "Load", "backoff_s", "demanded", "effective_config", "expected"]
+__all__ = [
+    "Arrivals",
+    "Load",
+    "Peak",
+    "Setbacks",
+    "backoff_s",
+    "demanded",
+    "effective_config",
+    "expected",
+]
 
 _HEADROOM = 1.25
 """Instances for each one that would be busy on average: arrivals are not evenly spread."""
 _WINDOW_S = 10.0
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 60.0
+_STABLE_S = 10.0
+"""One that dies sooner after its start counts as an attempt that failed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -87,3 +98,47 @@ class Arrivals:
         self._rate = (count - self._count) / passed
         self._since, self._count = now, count
         return self._rate
+
+
+@attrs.define
+class Peak:
+    """How many executions there were at once, in windows of time."""
+
+    most: int = 0
+    """In the present window; whoever begins one more keeps it up to date."""
+    _before: float = math.inf
+    _since: float = -math.inf
+
+    def of_window(self, now: float, window_s: float, *, busy: int) -> float:
+        """The most in this window and the one before; infinitely many until there is one before.
+
+        :param busy: how many there are now.
+        """
+        if now - self._since >= window_s:
+            self._before = math.inf if self._since == -math.inf else self.most
+            self.most, self._since = busy, now
+        return max(self._before, self.most)
+
+
+@attrs.define
+class Setbacks:
+    """How often in a row an instance did not last, and how long to wait for the next attempt."""
+
+    in_a_row: int = 0
+    hold_until: float = -math.inf
+    """Before, nothing is started only to be kept warm."""
+
+    def learn(self, lived_s: float | None, now: float, *, died: bool) -> bool:
+        """An instance has ended; returns whether that was one setback more.
+
+        :param lived_s: since it was ready; ``None``: it never was.
+        :param died: by no wish of ours. One that we ended early says nothing.
+        """
+        if lived_s is not None and lived_s >= _STABLE_S:
+            self.in_a_row = 0
+        elif died:
+            self.in_a_row += 1
+        else:
+            return False
+        self.hold_until = now + backoff_s(self.in_a_row)
+        return self.in_a_row > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import pytest
 from hypothesis import given
@@ -11,6 +13,8 @@ from spear_core.api import PoolConfig, PoolSettings
 from spear_core.node._scaling import (
     Arrivals,
     Load,
+    Peak,
+    Setbacks,
     backoff_s,
     demanded,
     effective_config,
@@ -82,3 +86,45 @@ def test_the_rate_of_arrivals_is_that_of_the_last_while() -> None:
     assert arrivals.rate(205, 120.0) == 10
     assert arrivals.rate(1000, 121.0) == 10
     assert arrivals.rate(205, 220.0) == 0
+
+
+def test_the_peak_is_that_of_two_windows() -> None:
+    peak = Peak()
+    peak.most = 5
+    assert peak.of_window(100.0, 10.0, busy=2) == math.inf  # nothing is known of before
+    peak.most = 7
+    assert peak.of_window(109.0, 10.0, busy=1) == math.inf
+    assert peak.of_window(110.0, 10.0, busy=1) == 7
+    peak.most = 3
+    assert peak.of_window(115.0, 10.0, busy=1) == 7
+    assert peak.of_window(120.0, 10.0, busy=1) == 3
+
+
+def test_the_peak_counts_what_goes_on_since_before() -> None:
+    peak = Peak()
+    peak.of_window(100.0, 10.0, busy=4)
+    peak.of_window(110.0, 10.0, busy=4)
+    assert peak.of_window(120.0, 10.0, busy=0) == 4
+
+
+def test_setbacks_in_a_row_hold_longer_each_time() -> None:
+    setbacks = Setbacks()
+    assert setbacks.hold_until == -math.inf
+    assert setbacks.learn(None, 100.0, died=True)
+    assert (setbacks.in_a_row, setbacks.hold_until) == (1, 100.5)
+    assert setbacks.learn(9.9, 200.0, died=True)
+    assert (setbacks.in_a_row, setbacks.hold_until) == (2, 201.0)
+
+
+def test_one_that_we_ended_early_says_nothing() -> None:
+    setbacks = Setbacks(in_a_row=2, hold_until=7.0)
+    assert not setbacks.learn(9.9, 100.0, died=False)
+    assert not setbacks.learn(None, 100.0, died=False)
+    assert (setbacks.in_a_row, setbacks.hold_until) == (2, 7.0)
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_one_that_lasted_ends_the_row(died: bool) -> None:
+    setbacks = Setbacks(in_a_row=2, hold_until=107.0)
+    assert not setbacks.learn(10.0, 100.0, died=died)
+    assert (setbacks.in_a_row, setbacks.hold_until) == (0, 100.0)
