@@ -17,9 +17,10 @@ from spear_core.errors import StoreCorruptError, StoreError
 from spear_core.stores import PipeTaker, hashed_beside
 
 from ._disk_errors import disk_trouble
+from ._mapped_files import MappedFiles, WrongSizeError
 from ._writeback import begin_writeback
 
-__all__ = ["Blobs", "NewBlob"]
+__all__ = ["Blobs", "NewBlob", "opened_blobs"]
 
 _NAME = re.compile("[0-9a-f]{32}")
 
@@ -113,7 +114,7 @@ class NewBlob(PipeTaker):
 
 
 class Blobs:
-    """The files of a folder.
+    """The files of a folder. Made by :func:`opened_blobs`.
 
     :param durable: whether a file is on the disk itself when it has been written.
     :param later: has something done in a thread, for what the disk takes long for.
@@ -126,6 +127,7 @@ class Blobs:
         self._durable = durable
         self._later = later
         self._young: set[str] = set()
+        self._maps = MappedFiles(lambda name: None)
         self._holders = 0
         self._held: list[str] = []
         self._going: set[str] = set()
@@ -164,6 +166,10 @@ class Blobs:
             self._young.discard(name)
             raise disk_trouble(exc, self._folder) from exc
 
+    def close(self) -> None:
+        """Let go of what was kept for the next reader."""
+        self._maps.close()
+
     def settle(self, name: str) -> None:
         """A record knows the new file from now on."""
         self._young.discard(name)
@@ -199,6 +205,7 @@ class Blobs:
         if self._holders:
             self._held.append(name)
             return
+        self._maps.drop(name)
         path = self._folder / name
         with suppress(OSError):  # it is swept at the next start
             if path.stat().st_size > _PIECE:
@@ -245,7 +252,7 @@ class Blobs:
         except OSError as exc:
             raise self._damaged(name, stat, "is missing") from exc
         if size != stat.size:
-            raise self._damaged(name, stat, f"has {size} bytes instead of {stat.size}")
+            raise self._damaged(name, stat, _has(size, stat))
 
     def pieces(self, name: str, stat: ObjectStat, size: int) -> Iterator[bytes]:
         """What is in a file. Blocks. **Raises** likewise, and when it cannot be read."""
@@ -269,33 +276,72 @@ class Blobs:
     @contextmanager
     def mapped(self, name: str, stat: ObjectStat) -> Iterator[ObjectView]:
         """The value in that file, for as long as the block lasts."""
+        path = f"{self._folder}/{name}"
         try:
-            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            held = self._maps.hold(name, path, stat.size)
         except FileNotFoundError as exc:
             raise self._damaged(name, stat, "is missing") from exc
+        except WrongSizeError as exc:
+            raise self._damaged(name, stat, _has(exc.size, stat)) from exc
         except OSError as exc:
             raise disk_trouble(exc, self._folder) from exc
+        data = memoryview(held.content)
+        file = _File(path)
         try:
-            size = os.fstat(descriptor).st_size
-            if size != stat.size:  # a page beyond the end of the file would be a SIGBUS
-                raise self._damaged(name, stat, f"has {size} bytes instead of {stat.size}")
-            mapping = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
-            data = memoryview(mapping)
-            try:
-                yield ObjectView(stat=stat, data=data, fd=descriptor)
-            finally:
-                with suppress(BufferError):  # what was made from it keeps the mapping
-                    data.release()
-                with suppress(BufferError):
-                    mapping.close()
+            yield ObjectView(stat=stat, data=data, fd=file.opened)
         finally:
-            os.close(descriptor)
+            with suppress(BufferError):  # what was made from it keeps the mapping
+                data.release()
+            self._maps.release(held)
+            file.close()
 
     def _damaged(self, name: str, stat: ObjectStat, what: str) -> StoreCorruptError:
         return StoreCorruptError(
             f"the file of object {stat.key!r}, {self._folder / name}, {what}; delete the object, "
             f"or restore a backup"
         )
+
+
+class _File:
+    """A descriptor of a file, opened when it is asked for: few of those who read want one."""
+
+    __slots__ = ("_descriptor", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def opened(self) -> int | None:
+        """``None``: no descriptors are left, or it is closed."""
+        if self._descriptor is None and self._path:
+            with suppress(OSError):
+                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._descriptor
+
+    def close(self) -> None:
+        self._path = ""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextmanager
+def opened_blobs(
+    folder: Path, *, durable: bool, later: Callable[[Callable[[], None]], None]
+) -> Iterator[Blobs]:
+    """The files of a folder, which is made if it is not there; see :class:`Blobs`.
+
+    **Raises** :exc:`~spear_core.errors.StoreError`.
+    """
+    blobs = Blobs(folder, durable=durable, later=later)
+    try:
+        yield blobs
+    finally:
+        blobs.close()
+
+
+def _has(size: int, stat: ObjectStat) -> str:
+    return f"has {size} bytes instead of {stat.size}"
 
 
 def _write_all(descriptor: int, piece: memoryview) -> None:

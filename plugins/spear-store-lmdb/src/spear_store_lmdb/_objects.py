@@ -50,7 +50,7 @@ from spear_core.stores import (
     check_ttl,
 )
 
-from ._blobs import Blobs
+from ._blobs import Blobs, opened_blobs
 from ._config import LmdbObjectsConfig
 from ._environment import Environment, open_environment
 from ._format1 import objects_from_1
@@ -68,9 +68,10 @@ from ._object_maintenance import (
 from ._object_reader import ObjectReader
 from ._object_snapshot import Snapshot, page_of
 from ._object_writer import Writer
-from ._records import Record, blob_of, inline_value, stat_of, unpack, value_of
+from ._records import Record, blob_of, stat_of, unpack
 from ._references import References
 from ._transaction import Transaction
+from ._verified import VerifiedValues
 
 __all__ = ["LmdbObjectStore", "open_objects"]
 
@@ -104,17 +105,17 @@ async def open_objects(
         migrations={1: objects_from_1},
         log=log,
     ) as environment:
-        blobs = Blobs(folder / "blobs", durable=durable, later=environment.later)
-        store = LmdbObjectStore(environment, blobs, config, log)
-        if checking:
-            yield store
-            return
-        store.sweep()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.collect_expired)
-            nursery.start_soon(store.release_silent)
-            yield store
-            nursery.cancel_scope.cancel()
+        with opened_blobs(folder / "blobs", durable=durable, later=environment.later) as blobs:
+            store = LmdbObjectStore(environment, blobs, config, log)
+            if checking:
+                yield store
+                return
+            store.sweep()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.collect_expired)
+                nursery.start_soon(store.release_silent)
+                yield store
+                nursery.cancel_scope.cancel()
 
 
 class LmdbObjectStore(ObjectStore, StoreMaintenance):
@@ -139,6 +140,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
         self.threads = trio.CapacityLimiter(4)
         self._values = NewValues(blobs, inline_bytes=config.inline_bytes, threads=self.threads)
         self._references = References(environment)
+        self._verified = VerifiedValues()
         self._sooner = trio.Event()
         self._silent: Deadlines[str] = Deadlines()
         with environment.reading() as txn:
@@ -274,7 +276,8 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
                 with self.blobs.mapped(record.blob, stat) as view:
                     yield view
                 return
-            data = memoryview(value_of(record, raw))
+            data = self._verified.view(stat.key.encode(), raw)
+            assert data is not None, "it is inline"
             try:
                 yield ObjectView(stat=stat, data=data)
             finally:
@@ -303,7 +306,9 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
 
     async def copied(self, record: Record, raw: bytes) -> tuple[ObjectStat, bytes]:
         if not record.blob:
-            return record.stat, value_of(record, raw)
+            value = self._verified.value(record.stat.key.encode(), raw)
+            assert value is not None, "it is inline"
+            return record.stat, value
         with self.shown(record, raw) as view:
             # the thread ends before the block does
             value = await trio.to_thread.run_sync(bytes, view.data, limiter=self.threads)
@@ -314,7 +319,7 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
             encoded = key.encode()
             with self._begin() as txn:
                 raw = txn.get(encoded, db=self._objects)
-            value = None if raw is None else inline_value(encoded, raw)
+            value = None if raw is None else self._verified.value(encoded, raw)
         except (lmdb.Error, UnicodeEncodeError, IndexError, struct.error):
             value = None
         if value is None:

@@ -18,6 +18,7 @@ __all__ = [
     "blob_of",
     "head_of",
     "inline_value",
+    "inline_view",
     "pack",
     "stat_of",
     "unpack",
@@ -174,6 +175,17 @@ def inline_value(key: bytes, raw: bytes) -> bytes | None:
     checksum, length = _LAST.unpack_from(raw, _SUM)
     value = raw[_HEAD_AND_SUM + length :]
     if zlib.crc32(value, zlib.crc32(key)) != checksum:
+        raise _damaged(key)
+    return value
+
+
+def inline_view(key: bytes, raw: bytes, *, verified: bool = False) -> memoryview | None:
+    """The same, but a view of these bytes. :param verified: whether they are known to be sound."""
+    if not raw[_FLAGS] & _INLINE:
+        return None
+    checksum, length = _LAST.unpack_from(raw, _SUM)
+    value = memoryview(raw)[_HEAD_AND_SUM + length :]
+    if not verified and zlib.crc32(value, zlib.crc32(key)) != checksum:
         raise _damaged(key)
     return value
 
