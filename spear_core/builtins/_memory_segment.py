@@ -8,8 +8,8 @@ import fcntl
 import mmap
 import os
 
-from spear_core.builtins._memory_copying import Window, copy_to
 from spear_core.stores import SEALS
+from spear_core.stores._copying import Window, copy_to
 
 __all__ = ["Segment", "room_for"]
 

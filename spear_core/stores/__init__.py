@@ -1,7 +1,7 @@
 """Parts of which stores are made, for the built-in ones and for plugins.
 
 What every store has to do in the same way: checking what callers pass, telling watchers, keeping
-deadlines and old versions, and taking values piece by piece.
+deadlines and old versions, taking values piece by piece, and copying large ones.
 """
 
 from spear_core.stores._checks import (
@@ -22,6 +22,7 @@ from spear_core.stores._checks import (
     past_revision,
     version_gone,
 )
+from spear_core.stores._copying import copy_to
 from spear_core.stores._deadlines import Deadlines
 from spear_core.stores._hashing import hashed_beside
 from spear_core.stores._history import History, HistoryChannel, News
@@ -53,6 +54,7 @@ __all__ = [
     "check_transaction",
     "check_ttl",
     "compare_holds",
+    "copy_to",
     "hashed_beside",
     "object_as_expected",
     "object_conflict",

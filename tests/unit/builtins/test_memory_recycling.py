@@ -19,12 +19,12 @@ import pytest
 import trio
 import trio.testing
 
-from spear_core.builtins._memory_copying import copy_to
 from spear_core.builtins.memory_store import (
     MemoryObjectStore,
     MemoryStoreConfig,
     open_memory_store,
 )
+from spear_core.stores._copying import copy_to
 from spear_core.testing import make_context
 
 SIZE = 1_000_000

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from spear_core.builtins._memory_copying import copy_to
 from spear_core.builtins._memory_segment import Segment, room_for
 from spear_core.stores import SEALS
+from spear_core.stores._copying import copy_to
 
 PAGE = mmap.PAGESIZE
 SECRET = b"secret" * 100_000

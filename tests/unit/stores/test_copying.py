@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import trio
 
-from spear_core.builtins import _memory_copying
-from spear_core.builtins._memory_copying import copy_to
+from spear_core.stores import _copying
+from spear_core.stores._copying import copy_to
 
 PIECE = 3 * mmap.PAGESIZE
 MARGIN = 16
@@ -22,7 +22,7 @@ MARGIN = 16
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory_copying, "_LEAST", PIECE)
+    monkeypatch.setattr(_copying, "_LEAST", PIECE)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
 
 
