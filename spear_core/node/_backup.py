@@ -115,8 +115,9 @@ async def write_backup(
                 tell("copying artifacts")
                 await _in_thread(_copy_artifacts, source.paths.artifacts, partial / "artifacts")
             (partial / "node.id").write_text(f"{source.node_id}\n", "ascii")
-            with suppress(FileNotFoundError):  # none where the stores do not last
-                (partial / "node.store").write_bytes(source.paths.store.read_bytes())
+            if metadata is not None:  # else a node would miss there what is not in the backup
+                with suppress(FileNotFoundError):
+                    (partial / "node.store").write_bytes(source.paths.store.read_bytes())
             if logs:
                 tell("copying logs")
                 await _in_thread(copy_tree, source.paths.logs, partial / "logs")

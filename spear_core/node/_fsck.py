@@ -15,10 +15,11 @@ from spear_core.api import (
     StoreProblem,
 )
 from spear_core.config import NodeSettings
-from spear_core.errors import SpearError
+from spear_core.errors import SpearError, StoreCorruptError
 from spear_core.node._artifact_check import check_artifacts
 from spear_core.node._backup import Telling
 from spear_core.node._finding import Finding
+from spear_core.node._kept_state import check_never_used, check_not_lost
 from spear_core.node._restore import ASIDE
 from spear_core.node._services import Services
 from spear_core.node._state import is_node_id, lock_state, write_atomically
@@ -122,9 +123,10 @@ class _StateCheck:
         """Look at everything, the parts first and then what one says of another."""
         self._look_at_names()
         tell("reading the metadata")
-        metadata = await self._open(
-            "metadata", self._services.chosen_metadata_store(), self._services.metadata_store
-        )
+        chosen = self._services.chosen_metadata_store()
+        metadata = await self._open("metadata", chosen, self._services.metadata_store)
+        if await self._is_lost(metadata, chosen):
+            metadata = None
         tell("reading objects")
         objects = await self._open(
             "objects", self._services.chosen_object_store(), self._services.object_store
@@ -207,6 +209,18 @@ class _StateCheck:
             self._found(f"the {what}", error.message, lost=True)
             return None
         return store
+
+    async def _is_lost(self, metadata: MetadataStore | None, owned: Owned[Any]) -> bool:
+        """Whether what the node has kept is not there at all."""
+        try:
+            if metadata is not None:
+                await check_not_lost(metadata, self._paths, owned.spec.name)
+            elif not (self._paths.plugins / owned.plugin_name).exists():
+                check_never_used(self._paths, owned.spec.name)
+        except StoreCorruptError as error:
+            self._found("the metadata", error.message, lost=True)
+            return True
+        return False
 
     async def _check_store(self, what: str, plugin: str, store: object) -> None:
         if not isinstance(store, StoreMaintenance):

@@ -24,7 +24,7 @@ from spear_core.node._task_records import FORMAT, FORMAT_KEY, IDENTITY
 from spear_core.node.paths import StatePaths
 from spear_core.plugins import Plugins
 
-__all__ = ["KeptState", "check_store", "open_kept_state"]
+__all__ = ["KeptState", "check_never_used", "check_not_lost", "check_store", "open_kept_state"]
 
 
 @attrs.frozen(kw_only=True)
@@ -86,6 +86,7 @@ async def open_kept_state(
         return KeptState(node_id=node_id, names=files, complete=not _store_used(paths))
     name = services.metadata_store_name
     store = await services.metadata_store()
+    await check_not_lost(store, paths, name)
     await _check_format(store)
     known = await _identity(store, node_id)
     if known != node_id:
@@ -94,6 +95,26 @@ async def open_kept_state(
         write_atomically(paths.store, name.encode() + b"\n")
     names = await open_store_names(store, files, warn=log.warning)
     return KeptState(node_id=known, names=names, store=store)
+
+
+async def check_not_lost(store: MetadataStore, paths: StatePaths, name: str) -> None:
+    """Tell a store that is new from one whose files are not where they were. A node that took the
+    one for the other would remove all code, for no artifact would refer to it.
+
+    :raises StoreCorruptError: the node has used it, and it is empty.
+    """
+    if await store.get(FORMAT_KEY) is None:
+        check_never_used(paths, name)
+
+
+def check_never_used(paths: StatePaths, name: str) -> None:
+    """:raises StoreCorruptError: this store, which has nothing in it, should have."""
+    if _store_used(paths) == name:
+        raise StoreCorruptError(
+            f"the metadata store {name!r} of {paths.root} is empty, and {paths.store.name} says "
+            "that tasks and artifacts are in it; if a volume is not mounted, mount it, else "
+            f"restore a backup (or remove {paths.store} to begin with nothing)"
+        )
 
 
 async def _check_format(store: MetadataStore) -> None:

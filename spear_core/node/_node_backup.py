@@ -14,6 +14,7 @@ from spear_core.errors import InvalidRequestError
 from spear_core.node._backup import BackupSource, Telling, open_stores, write_backup
 from spear_core.node._code import CodeStore
 from spear_core.node._hold import DeletionHold
+from spear_core.node._kept_state import check_not_lost
 from spear_core.node._services import Services
 from spear_core.node._state import hold_state
 from spear_core.node._stopped import open_services, require_state
@@ -68,12 +69,16 @@ async def back_up_stopped(
     """The same of a node that does not run, out of its state directory.
 
     **Raises** :exc:`~spear_core.errors.NodeAlreadyRunningError` when somebody uses it,
-    :exc:`~spear_core.errors.ConfigError` when there is none, and as :func:`write_backup`.
+    :exc:`~spear_core.errors.ConfigError` when there is none,
+    :exc:`~spear_core.errors.StoreCorruptError` when what was in it is not there, and as
+    :func:`write_backup`.
     """
     require_state(paths)
     with hold_state(paths) as node_id:
         async with open_services(settings, plugins, paths, node_id=node_id) as services:
             metadata, objects = await open_stores(services)
+            if metadata is not None:
+                await check_not_lost(await services.metadata_store(), paths, metadata.name)
             source = BackupSource(
                 paths=paths, node_id=node_id, metadata=metadata, objects=objects, hold=nullcontext
             )

@@ -358,6 +358,8 @@ LOST: dict[str, tuple[Callable[[State], object], str]] = {
     "a record with text that is none": (break_record(b"\x81\xa1\xff\x01"), "cannot be read"),
     "a bit in the code": (lambda s: flip(s.code, 30), "artifact work@1: its code"),
     "the code": (lambda s: s.code.unlink(), "artifact work@1: its code is missing"),
+    "the metadata": (lambda s: shutil.rmtree(s.store / "metadata"), "if a volume is not mounted"),
+    "both stores": (lambda s: shutil.rmtree(s.store), "if a volume is not mounted"),
 }
 
 
@@ -374,6 +376,20 @@ def test_what_is_lost_is_named_and_stays(state: State, name: str) -> None:
     assert status == 7
     assert [f"{p['where']}: {p['what']}" for p in again if p["lost"]] == lost
     assert not [each for each in again if each["lost"] and each["repaired"]]
+
+
+@pytest.mark.parametrize("what", ["store-lmdb", "store-lmdb/metadata"])
+def test_a_volume_that_is_not_mounted(state: State, what: str) -> None:
+    """Nothing begins anew, copies nothing or tidies up as if nothing had ever been there."""
+    (state.root / "plugins" / what).rename(state.folder / "volume")
+    for command in (["node"], ["backup", "b"], ["fsck", "--repair", "--remove-damaged"]):
+        told = state.spear(*command)
+        assert told.returncode == 7, told.stderr
+        assert "if a volume is not mounted" in told.stdout + told.stderr
+    assert not (state.folder / "b").exists()
+    shutil.rmtree(state.root / "plugins" / what)
+    (state.folder / "volume").rename(state.root / "plugins" / what)
+    assert state.fsck() == (0, [], [])
 
 
 def test_the_command_says_what_it_finds(state: State) -> None:

@@ -10,7 +10,12 @@ import msgspec
 import pytest
 
 from spear_core.api import ArtifactState, ArtifactUpload, InvokeRequest, SpearletConfig, StoreConfig
-from spear_core.errors import ArtifactCorruptError, ConfigError, StoreFullError
+from spear_core.errors import (
+    ArtifactCorruptError,
+    ConfigError,
+    StoreCorruptError,
+    StoreFullError,
+)
 
 UPLOAD = ArtifactUpload(name="f", filename="f.st", content=b"code", env={"A": "1"})
 
@@ -155,3 +160,23 @@ async def test_a_store_that_is_missing_is_missed(
     async with open_steered_node(disk=disk) as node:
         assert {info.name for info in await node.api.list_artifacts()} == {"f", "h"}
         assert (await node.api.invoke(InvokeRequest(function="f"))).success, "its code is there"
+
+
+async def test_a_store_that_is_empty_and_should_not_be(
+    open_steered_node: Any, disk: Any, tmp_path: Path
+) -> None:
+    """Its volume is not mounted, for instance: no code is removed for the lack of artifacts."""
+    async with open_steered_node(disk=disk) as node:
+        await node.api.deploy(UPLOAD)
+    mounted, nothing = disk.metadata, type(disk)()
+    disk.metadata = nothing.metadata
+    with raises(StoreCorruptError, r"'disk' of .*state is empty.* volume"):
+        async with open_steered_node(disk=disk):
+            pass
+    disk.metadata = mounted
+    async with open_steered_node(disk=disk) as node:
+        assert (await node.api.invoke(InvokeRequest(function="f"))).success, "its code is there"
+    disk.metadata = nothing.metadata
+    (tmp_path / "state/node.store").unlink()
+    async with open_steered_node(disk=disk) as node:
+        assert await node.api.list_artifacts() == []
