@@ -22,6 +22,9 @@ __all__ = ["FdsInFlightError", "IncomingFds", "send_with_fd"]
 _INT = Struct("=i")
 _ROOM = socket.CMSG_LEN(_INT.size)
 """For exactly one: the kernel closes what has no room. (CMSG_SPACE would leave room for two.)"""
+# Plain numbers: every operation on the enum's members would make another member.
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
+_CUT_OFF = int(socket.MSG_CTRUNC)
 
 
 class FdsInFlightError(Exception):
@@ -56,11 +59,11 @@ class IncomingFds:
         **Raises** :exc:`OSError`, also when this process has no descriptor left for it, and
         :exc:`~spear_core.errors.ProtocolError` when several came at once.
         """
-        count, control, flags, _ = sock.recvmsg_into([buffer], _ROOM, socket.MSG_CMSG_CLOEXEC)
+        count, control, flags, _ = sock.recvmsg_into([buffer], _ROOM, _CLOSE_ON_EXEC)
         for level, kind, data in control:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._waiting.append(OwnedFd(_INT.unpack_from(data)[0]))
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CUT_OFF:
             self.close()
             if not control:
                 raise OSError(errno.EMFILE, "no room for a file descriptor that was sent")

@@ -49,6 +49,10 @@ class SocketChannel(Channel):
         self._broken = ""
         self._ended = False
         self._receiving = False
+        self._taken = 0
+        """Messages out of what was read last, …"""
+        self._read_all = False
+        """… which was all there was then."""
         self._writing = False
         self._turns = trio.lowlevel.ParkingLot()
         self._tail: trio.Event | None = None
@@ -128,6 +132,7 @@ class SocketChannel(Channel):
                 await self._fill()
         finally:
             self._receiving = False
+        self._taken += 1
         self._received += 1
         self._bytes_received += len(message.head) + len(message.payload)
         return message
@@ -305,8 +310,14 @@ class SocketChannel(Channel):
         self._break(f"the other side broke the protocol: {exc.message}")
 
     async def _fill(self) -> None:
-        """Read something; wait only when there is nothing."""
+        """Read something; wait only when there is nothing.
+
+        Who sent one message only will hardly have sent another meanwhile.
+        """
         if not self._ended:
+            if self._read_all and self._taken == 1:
+                self._read_all = False
+                await self._wait_readable()
             buffer = self._parser.get_buffer()
             try:
                 if self._fds is None:
@@ -323,6 +334,7 @@ class SocketChannel(Channel):
                 count = 0
             except OSError as exc:
                 raise self._break(f"reading failed ({exc.strerror})") from exc
+            self._taken, self._read_all = 0, count < len(buffer)
             self._parser.received(count)
             if count:
                 return

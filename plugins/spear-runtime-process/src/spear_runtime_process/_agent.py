@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
@@ -74,6 +75,9 @@ class AgentInstance(StreamingInstance):
         self._latest = ""
         self._failed = trio.Event()
         self._reason = ""
+        self._tells_cpu = False
+        """Whether the worker has said what CPU time its last execution took."""
+        self._printed = select.poll()
         self.stdout = Lines(self._logger("stdout"), log_bytes)
         self.stderr = Lines(self._logger("stderr"), log_bytes)
 
@@ -85,6 +89,8 @@ class AgentInstance(StreamingInstance):
         self._guest = guest
         self._channel = channel
         self._session = session
+        for stream in (guest.stdout, guest.stderr):
+            self._printed.register(stream.fileno(), select.POLLIN)
 
     # what the worker sends
 
@@ -129,7 +135,7 @@ class AgentInstance(StreamingInstance):
     async def execute(self, request: ExecutionRequest) -> ExecutionResponse:
         """Hand the execution to the worker; see :meth:`Instance.execute`."""
         self._begin(request)
-        before = self._guest.own_cpu_seconds()
+        before = self._cpu_before()
         finished = False
         try:
             if self._plan.bounds.cpu is None:
@@ -158,6 +164,10 @@ class AgentInstance(StreamingInstance):
         self._latest = request.execution_id
         self._running.add(request.execution_id)
 
+    def _cpu_before(self) -> float | None:
+        """The worker's CPU time now, unless it tells by itself what executions take."""
+        return None if self._tells_cpu else self._guest.own_cpu_seconds()
+
     async def _unanswered(self, error: SpearError) -> ExecutionResponse:
         """The worker did not answer, or with a refusal. Raises: InstanceLostError."""
         if isinstance(error, ChannelError):
@@ -168,7 +178,7 @@ class AgentInstance(StreamingInstance):
     async def stream(self, request: ExecutionRequest) -> AsyncGenerator[AgentStream]:
         """Hand it to the worker piece by piece; see :meth:`StreamingInstance.stream`."""
         self._begin(request)
-        before = self._guest.own_cpu_seconds()
+        before = self._cpu_before()
 
         def complete(response: ExecutionResponse) -> ExecutionResponse:
             self._drain()
@@ -212,16 +222,14 @@ class AgentInstance(StreamingInstance):
     def _complete(self, response: ExecutionResponse, before: float | None) -> ExecutionResponse:
         """Hold the answer to the output limit and add what only we know.
 
-        :param before: the worker's CPU time when the execution began.
+        :param before: the worker's CPU time when the execution began, if that was looked at.
         """
-        told = response.usage
-        after = self._guest.own_cpu_seconds() if self._concurrency == 1 else None
-        cpu = None if before is None or after is None else after - before
-        usage = attrs.evolve(
-            told,
-            cpu_seconds=cpu if told.cpu_seconds is None else told.cpu_seconds,
-            isolation=self._plan.level,
-        )
+        cpu = response.usage.cpu_seconds
+        self._tells_cpu = cpu is not None
+        if cpu is None and before is not None and self._concurrency == 1:
+            after = self._guest.own_cpu_seconds()
+            cpu = None if after is None else after - before
+        usage = attrs.evolve(response.usage, cpu_seconds=cpu, isolation=self._plan.level)
         size, limit = len(response.payload), self._plan.bounds.output
         if size <= limit:
             return attrs.evolve(response, usage=usage)
@@ -231,8 +239,12 @@ class AgentInstance(StreamingInstance):
 
     def _drain(self) -> None:
         """What was printed before the answer came belongs before it in the log."""
-        self.stdout.drain(self._guest.stdout.fileno())
-        self.stderr.drain(self._guest.stderr.fileno())
+        if self._printed.poll(0):
+            self.stdout.drain(self._guest.stdout.fileno())
+            self.stderr.drain(self._guest.stderr.fileno())
+        else:  # mostly, and this is one system call
+            self.stdout.flush()
+            self.stderr.flush()
 
     async def _lost(self, reason: ChannelError) -> ExecutionResponse:
         """The channel broke: learn how the worker ended, and tell. Raises: InstanceLostError."""
