@@ -167,7 +167,10 @@ class _StateCheck:
     def _look_at_names(self) -> None:
         for path in sorted(self._paths.root.iterdir()):
             known = path.name in self._paths.names | _LEFT or path.name.startswith(ASIDE)
-            if not known:
+            if not known and path.is_socket():
+                what = "is the door of a node that was killed"
+                self._found(f"the socket {path}", what, expected=True)
+            elif not known:
                 self._found(f"the file {path}", "is none of the node's; move it away")
         if self._paths.restoring.exists():
             self._found(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import attrs
 import msgspec
@@ -150,17 +151,21 @@ class TaskLog:
 
     def _take_up(self, finished: bool) -> None:
         self._closed = finished
-        with suppress(FileNotFoundError), open(self._path, "rb+") as file:
-            if finished:
-                self._size = file.seek(0, os.SEEK_END)
-                return
-            whole = 0
-            for line in file:
-                if line.endswith(b"\n"):
-                    whole += len(line)
-                    self._entries += 1
-            file.truncate(whole)
-            self._size = whole
+        try:
+            with suppress(FileNotFoundError), open(self._path, "rb+") as file:
+                self._size = file.seek(0, os.SEEK_END) if finished else self._whole_lines(file)
+        except OSError:
+            self._size = 1  # so that who reads it is told why that is not possible
+
+    def _whole_lines(self, file: BinaryIO) -> int:
+        """Cut off a line that has no end; the size without it."""
+        whole = 0
+        for line in file:
+            if line.endswith(b"\n"):
+                whole += len(line)
+                self._entries += 1
+        file.truncate(whole)
+        return whole
 
     def _wake(self) -> None:
         if self._changed is not None:

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -288,6 +289,20 @@ def test_what_the_next_start_removes_is_no_problem(state: State) -> None:
     told = state.spear("fsck", "--repair")
     assert (told.returncode, told.stdout.count("; put right\n")) == (0, 4), told.stdout
     assert state.fsck() == (0, [], [])
+
+
+def test_the_door_of_a_killed_node_is_no_problem(state: State) -> None:
+    """Such as that of gRPC, whose name the configuration says."""
+    root = os.open(state.root, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(f"/proc/self/fd/{root}/grpc.sock")  # the path itself may be too long
+    os.close(root)
+    for options in ([], ["--repair"]):
+        status, problems, _ = state.fsck(*options)
+        assert (status, [each["where"] for each in problems]) == (
+            0,
+            [f"the socket {state.root / 'grpc.sock'}"],
+        )
 
 
 def lose_object(key: str) -> Callable[[State], object]:

@@ -77,7 +77,7 @@ async def test_a_follower_waits_for_the_next_entry_and_for_the_end(
             seen.extend(messages(chunk))
             cursor, finished = chunk.cursor, chunk.finished
 
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
             for number in range(3):
@@ -332,3 +332,17 @@ async def test_a_task_that_goes_on_after_a_restart_keeps_its_log(small: TaskLogD
     for number in range(1, 6):
         fill(small.open(f"t-{number}"))
     assert messages(await postponed.read(0, wait=True)) == ["x" * 900]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+async def test_a_log_that_cannot_be_taken_up_says_so_and_stops_nobody(
+    directory: TaskLogDirectory, tmp_path: Path, finished: bool
+) -> None:
+    (tmp_path / "logs" / "t-1.log").mkdir()
+    log = directory.reopen("t-1", finished=finished)
+    log.append("e-1", "more", level="info", source="guest")
+    log.close()
+    chunk = await log.read(0, wait=True)
+    assert chunk.finished
+    assert "cannot be read" in messages(chunk)[0]
+    assert "t-1.log: Is a directory" in messages(chunk)[0]
