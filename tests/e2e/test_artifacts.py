@@ -157,7 +157,7 @@ def test_a_node_that_is_killed_in_the_middle_of_a_deploy(home: Any, project: Pat
     assert (info["state"], info["latest"]) == ("preparing", False)
     below = node.below()
     node.process.send_signal(signal.SIGKILL)
-    assert client.wait(30) == 4
+    assert client.wait(60) == 4
     again = home.node("--config", "node.toml")
     assert again.listed("artifacts") == []
     assert list((home.state / "artifacts" / "code").iterdir()) == []

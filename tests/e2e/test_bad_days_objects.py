@@ -276,10 +276,10 @@ def test_of_nodes_that_start_at_once_on_one_directory_one_serves(home: Any, star
     assert put(home, "a/x", b"1").status == 0
     for process in nodes:
         if process is not serving:
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=60)
             assert process.returncode == 6
             assert b"state" in err
             assert b"Traceback" not in err
     assert home.spear("objects", "get", "a/x").out == "1"
     serving.send_signal(signal.SIGTERM)
-    assert serving.wait(30) == 0
+    assert serving.wait(60) == 0

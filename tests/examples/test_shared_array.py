@@ -40,7 +40,7 @@ def spear() -> Iterator[Spear]:
             yield spear
         finally:
             node.terminate()
-            node.communicate(timeout=30)
+            node.communicate(timeout=60)
 
 
 def test_shared_array(spear: Spear, examples: Path) -> None:

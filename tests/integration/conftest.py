@@ -31,7 +31,7 @@ class NodeProcess:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def _running_node(folder: Path, config: str) -> Iterator[NodeProcess]:
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(60)
         finally:
             process.kill()
             process.communicate()

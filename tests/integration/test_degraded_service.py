@@ -92,7 +92,9 @@ async def deploy(api: NodeApi) -> None:
 async def test_processes_that_cannot_be_started_are_refused_at_once_and_wasm_goes_on(
     start_node: Callable[..., Any],
 ) -> None:
-    node = start_node("[execution]\ncircuit_failures = 0\n[pool]\nstart_timeout_ms = 1000\n")
+    config = "[execution]\ncircuit_failures = 0\n"
+    node = start_node(config)
+    file = node.state.parent / "config.toml"
     async with connect(node.url) as api:
         with trio.fail_after(240):
             await deploy(api)
@@ -101,6 +103,8 @@ async def test_processes_that_cannot_be_started_are_refused_at_once_and_wasm_goe
             await wait_for_health(api, "healthy")
             launchers = launchers_of(node)
             assert launchers
+            file.write_text(f"{config}[pool]\nstart_timeout_ms = 1000\n")
+            await api.reload_config()
             with stopped(launchers):
                 assert not await runs(api, "second")
                 assert "launcher" in await wait_for_health(api, "unhealthy")
@@ -108,6 +112,8 @@ async def test_processes_that_cannot_be_started_are_refused_at_once_and_wasm_goe
                 assert "unhealthy" in refused.message
                 assert (refused.code, refused.retryable) == ("unavailable", True)
                 assert await runs(api, "wasm")
+            file.write_text(config)
+            await api.reload_config()
             await wait_for_health(api, "healthy")
             assert await wait_until_accepted(api, "second")
 

@@ -46,9 +46,9 @@ def refuse(request: dict[str, str]) -> None:
 
 @function
 def patient(ctx: Context) -> str:
-    left = ctx.start("agent:nap", "60", detached=True)
+    left = ctx.start("agent:nap", "600", detached=True)
     ctx.log.info("detached %s", left.task_id)
-    return ctx.invoke("agent:nap", "60")
+    return ctx.invoke("agent:nap", "600")
 
 
 @function

@@ -80,6 +80,15 @@ def nap(seconds: str, context: Context) -> str:
 
 
 @function
+def wait(text: str, context: Context) -> str:
+    # until somebody puts an object under that name
+    context.log.info("waiting for %s", text)
+    while not context.objects.list("go"):
+        time.sleep(0.01)
+    return f"waited for {text}"
+
+
+@function
 def chatter(lines: str, context: Context) -> str:
     for number in range(int(lines)):
         context.log.info("%d", number)
@@ -126,7 +135,7 @@ async def start(api: NodeApi, function: str, payload: bytes = b"") -> str:
 
 async def running(api: NodeApi, task_id: str) -> TaskInfo:
     """The task, once it runs."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while (task := await api.get_task(task_id)).state is TaskState.PENDING:  # noqa: ASYNC110
             await trio.sleep(0.01)  # no message tells when a task begins
     assert task.state is TaskState.RUNNING
@@ -231,13 +240,13 @@ async def test_cancelling_a_sync_call_cancels_its_task_and_nothing_else(api: Nod
     name = await deployed(api, "agent")
     other = await start(api, f"{name}:nap", b"1")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(api.invoke, InvokeRequest(function=f"{name}:nap", payload=b"60"))
-        with trio.fail_after(10):
+        nursery.start_soon(api.invoke, InvokeRequest(function=f"{name}:nap", payload=b"600"))
+        with trio.fail_after(60):
             while (newest := (await api.list_tasks(limit=1))[0]).task_id == other:  # noqa: ASYNC110
                 await trio.sleep(0.01)  # no message tells of a task that another call made
         await running(api, newest.task_id)
         nursery.cancel_scope.cancel()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         ended = await api.get_task(newest.task_id, wait=True)
     assert ended.state is TaskState.CANCELLED
     assert (await api.get_task(other, wait=True)).state is TaskState.COMPLETED
@@ -250,9 +259,9 @@ async def test_a_full_node_refuses_at_once_and_starts_nothing(
     node = start_node("[execution]\nmax_concurrent_tasks = 1\nmax_queued_tasks = 1\n")
     async with connect(node.url) as api:
         name = await deployed(api, "agent")
-        first, second = [await start(api, f"{name}:nap", b"60") for _ in range(2)]
-        with trio.fail_after(1), pytest.raises(ResourceExhaustedError) as refused:
-            await start(api, f"{name}:nap", b"60")
+        first, second = [await start(api, f"{name}:nap", b"600") for _ in range(2)]
+        with trio.fail_after(60), pytest.raises(ResourceExhaustedError) as refused:
+            await start(api, f"{name}:nap", b"600")
         assert refused.value.retryable
         assert refused.value.retry_after is not None
         assert [t.task_id for t in await api.list_tasks()] == [second, first]
@@ -292,12 +301,12 @@ async def test_tasks_are_listed_newest_first_without_outputs(api: NodeApi) -> No
 
 @pytest.mark.parametrize(
     ("kind", "entry", "payload"),
-    [("agent", ":nap", b"60"), ("command", "", b""), ("wasm", "", b"")],
+    [("agent", ":nap", b"600"), ("command", "", b""), ("wasm", "", b"")],
 )
 async def test_cancelling_waits_until_nothing_of_it_runs(
     api: NodeApi, kind: str, entry: str, payload: bytes
 ) -> None:
-    endless = {"command": "#!/bin/sh\nsleep 60\n", "wasm": LOOP_WASM, "agent": ""}
+    endless = {"command": "#!/bin/sh\nsleep 600\n", "wasm": LOOP_WASM, "agent": ""}
     name = (await api.deploy(upload(kind, content=endless[kind]))).name
     task_id = await start(api, f"{name}{entry}", payload)
     await running(api, task_id)
@@ -342,12 +351,13 @@ async def test_a_log_comes_in_parts_of_a_thousand_and_each_entry_once(api: NodeA
 
 async def test_a_follower_hears_of_the_first_entry_and_of_the_end(api: NodeApi) -> None:
     name = await deployed(api, "agent")
-    task_id = await start(api, f"{name}:nap", b"0.5")
-    with trio.fail_after(10):
+    task_id = await start(api, f"{name}:wait", b"it")
+    with trio.fail_after(60):
         first = await api.read_log(task_id, wait=True)
-        assert [e.message for e in first.entries] == ["napping for 0.5 s"]
+        assert [e.message for e in first.entries] == ["waiting for it"]
         assert not first.finished
         assert not (await api.read_log(task_id, cursor=first.cursor)).finished
+        await api.objects.put(f"{name}/go", b"")
         rest = await api.read_log(task_id, cursor=first.cursor, wait=True)
         while not rest.finished:
             rest = await api.read_log(task_id, cursor=rest.cursor, wait=True)
@@ -417,7 +427,7 @@ async def test_delete_counts_keeps_what_is_in_use_and_gives_no_number_twice(api:
     first = upload("agent")
     await api.deploy(first)
     await api.deploy(attrs.evolve(first, env={"A": "1"}))
-    task_id = await start(api, f"{first.name}@2:nap", b"60")
+    task_id = await start(api, f"{first.name}@2:nap", b"600")
     await running(api, task_id)
     with pytest.raises(ArtifactInUseError):
         await api.delete_artifact(first.name)
@@ -496,30 +506,32 @@ async def test_every_method_says_that_the_node_is_gone(
 async def test_a_door_that_closes_lets_requests_under_way_finish_and_takes_nothing_new(
     start_node: Callable[[], Process],
 ) -> None:
-    node = start_node()
+    node = start_node("[execution]\nshutdown_grace_ms = 600_000\n")
     answers: list[Any] = []
     async with connect(node.url) as api:
         name = await deployed(api, "agent")
-        task_id = await start(api, f"{name}:nap", b"1.5")
+        task_id = await start(api, f"{name}:wait", b"one")
 
         async def note(ask: Awaitable[Any]) -> None:
             answers.append(await ask)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                note, api.invoke(InvokeRequest(function=f"{name}:nap", payload=b"1"))
+                note, api.invoke(InvokeRequest(function=f"{name}:wait", payload=b"other"))
             )
             nursery.start_soon(note, api.get_task(task_id, wait=True))
             await running(api, task_id)
             node.process.send_signal(signal.SIGTERM)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while True:
                     try:
-                        await start(api, f"{name}:nap", b"60")
+                        await start(api, f"{name}:echo")
                     except NodeStoppingError:
                         break
                     await trio.sleep(0.01)
             assert (await api.get_task(task_id)).state is TaskState.RUNNING
-    assert [getattr(a, "task", a).result.output for a in answers] == [b"slept 1", b"slept 1.5"]
-    assert await trio.to_thread.run_sync(node.process.wait, 30) == 0
+            await api.objects.put(f"{name}/go", b"")
+    outputs = {getattr(answer, "task", answer).result.output for answer in answers}
+    assert outputs == {b"waited for one", b"waited for other"}
+    assert await trio.to_thread.run_sync(node.process.wait, 60) == 0
     assert not (node.state / "node.sock").exists()

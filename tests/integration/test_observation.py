@@ -330,7 +330,7 @@ async def test_each_execution_says_what_it_has_used(observed: Any) -> None:
 async def test_a_refused_request_is_counted(start_node: Any) -> None:
     node = start_node("[execution]\nmax_concurrent_tasks = 1\nmax_queued_tasks = 0\n")
     async with talk_to(node) as api:
-        await deploy(api, "slow", "slow.sh", "#!/bin/sh\nexec sleep 60\n")
+        await deploy(api, "slow", "slow.sh", "#!/bin/sh\nexec sleep 600\n")
         request = InvokeRequest(function="slow", mode=ExecutionMode.ASYNC)
         task = await api.invoke(request)
         with pytest.raises(Exception, match=r"full|queue"):

@@ -32,12 +32,19 @@ AGENT = b"""
 import os, signal, time
 from pathlib import Path
 
-from spear_sdk import function
+from spear_sdk import Context, function
 
 
 @function
 def nap(seconds: str) -> int:
     time.sleep(float(seconds))
+    return os.getpid()
+
+
+@function
+def nap_at_first(text: str, context: Context) -> int:
+    if context.attempt == 1:
+        time.sleep(600)
     return os.getpid()
 
 
@@ -65,13 +72,19 @@ UPLOAD = ArtifactUpload(
 @asynccontextmanager
 async def deployed(node: Any, **settings: Any) -> AsyncIterator[NodeApi]:
     async with connect(node.url) as api:
-        with trio.fail_after(90 + FULL_S):
+        with trio.fail_after(240 + FULL_S):
             await api.deploy(attrs.evolve(UPLOAD, **settings))
             yield api
 
 
 def call(entry: str, payload: str = "", **more: Any) -> InvokeRequest:
     return InvokeRequest(function=f"agent:{entry}", payload=payload.encode(), **more)
+
+
+async def submit(api: NodeApi, request: InvokeRequest) -> str:
+    """Start a task and return its id."""
+    request = attrs.evolve(request, mode=ExecutionMode.ASYNC)
+    return (await api.invoke(request)).task.task_id
 
 
 async def worker(api: NodeApi, state: InstanceState) -> int:
@@ -103,7 +116,7 @@ async def test_a_worker_killed_in_the_middle_of_its_execution(
     start_node: Callable[..., Any], idempotent: bool
 ) -> None:
     async with deployed(start_node(), idempotent=idempotent) as api:
-        accepted = await api.invoke(call("nap", "1", mode=ExecutionMode.ASYNC))
+        accepted = await api.invoke(call("nap_at_first", mode=ExecutionMode.ASYNC))
         # a worker that is only taken for it by now could be replaced, at no cost
         while (await api.get_task(accepted.task.task_id)).state is TaskState.PENDING:  # noqa: ASYNC110
             await trio.sleep(0.01)
@@ -179,12 +192,12 @@ async def test_cancellations_at_random_moments_leave_nothing(
             states[(await api.cancel_task(task.task_id)).state] += 1
 
         async with trio.open_nursery() as nursery:
-            for _ in range(100):
-                nursery.start_soon(one, call("nap", "0.05", mode=ExecutionMode.ASYNC), 1.0)
-            for _ in range(900):
+            for seconds in ["0.05"] * 100 + ["600"] * 100:
+                nursery.start_soon(one, call("nap", seconds, mode=ExecutionMode.ASYNC), 1.0)
+            for _ in range(800):
                 nursery.start_soon(one, spin, 2.0)
         assert set(states) <= {TaskState.CANCELLED, TaskState.COMPLETED}
-        assert states[TaskState.CANCELLED] >= 100
+        assert states[TaskState.CANCELLED] >= 100  # so many do not end by themselves
         status = await api.status()
         assert (status.running, status.queued) == (0, 0)
         assert status.total_executions == 1001
@@ -202,8 +215,12 @@ async def test_a_full_queue_refuses_quickly_and_loses_nothing_for_as_long_as_it_
     async with deployed(start_node(config)) as api:
         await api.invoke(call("nap", "0"))
         accepted, refused = [], 0
+        slow = [await submit(api, call("nap", "600")) for _ in range(2)]
         over = trio.current_time() + FULL_S
         while refused < 10 or len(accepted) < 40 or trio.current_time() < over:
+            if refused == 10:  # it was full; from now on it is emptied meanwhile
+                for task_id in slow:
+                    await api.cancel_task(task_id)
             try:
                 response = await api.invoke(call("nap", "0.02", mode=ExecutionMode.ASYNC))
             except ResourceExhaustedError as full:
@@ -216,7 +233,7 @@ async def test_a_full_queue_refuses_quickly_and_loses_nothing_for_as_long_as_it_
             assert (await api.get_task(task_id, wait=True)).state is TaskState.COMPLETED
         metrics = await api.metrics()
         assert metrics.rejected == refused
-        assert metrics.total.total_executions == len(accepted) + 1
+        assert metrics.total.total_executions == len(accepted) + 3
 
 
 async def test_a_signal_at_full_load_accounts_for_every_task(
@@ -228,10 +245,11 @@ async def test_a_signal_at_full_load_accounts_for_every_task(
         await api.invoke(call("nap", "0"))
         told: list[str] = []
         some = trio.Event()
+        slow = [await submit(api, call("nap", "600")) for _ in range(4)]
 
         async def client() -> None:
             try:
-                info = (await api.invoke(call("nap", "0.2"))).task
+                info = (await api.invoke(call("nap", "1"))).task
             except SpearError as error:
                 told.append(error.code)
             else:
@@ -242,6 +260,10 @@ async def test_a_signal_at_full_load_accounts_for_every_task(
         async with trio.open_nursery() as nursery:
             for _ in range(200):
                 nursery.start_soon(client)
+            while (await api.status()).queued < 200:  # noqa: ASYNC110 - in another process
+                await trio.sleep(0.01)
+            for task_id in slow:
+                await api.cancel_task(task_id)
             await some.wait()
             assert await trio.to_thread.run_sync(node.stop) == 0
         assert len(told) == 200

@@ -61,17 +61,17 @@ def take(open_turns: Any) -> Iterator[Any]:
 
 
 def test_others_run_together(take: Any) -> None:
-    assert take(alone=False).entered.wait(20)
-    assert take(alone=False).entered.wait(20)
+    assert take(alone=False).entered.wait(60)
+    assert take(alone=False).entered.wait(60)
 
 
 def test_alone_is_alone(take: Any) -> None:
     other = take(alone=False)
-    assert other.entered.wait(20)
+    assert other.entered.wait(60)
     alone = take(alone=True)
     assert not alone.entered.wait(0.1)
     other.leave()
-    assert alone.entered.wait(20)
+    assert alone.entered.wait(60)
     second, third = take(alone=True), take(alone=False)
     assert not second.entered.wait(0.1)
     assert not third.entered.wait(0.1)
@@ -84,11 +84,11 @@ def test_alone_is_alone(take: Any) -> None:
 
 def test_who_waits_to_be_alone_is_not_overtaken(take: Any) -> None:
     first = take(alone=False)
-    assert first.entered.wait(20)
+    assert first.entered.wait(60)
     alone = take(alone=True)
     assert not alone.entered.wait(0.1), "it stands in the gate by now"
     late = take(alone=False)
     assert not late.entered.wait(0.1)
     first.leave()
-    assert alone.entered.wait(20)
+    assert alone.entered.wait(60)
     assert not late.entered.is_set()

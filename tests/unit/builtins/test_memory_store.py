@@ -159,7 +159,7 @@ async def mid_write(store: MemoryObjectStore, key: str) -> AsyncGenerator[Object
         append = writer._append  # type: ignore[attr-defined]
 
         def late(piece: memoryview) -> None:
-            gate.wait(10)
+            gate.wait(60)
             append(piece)
 
         writer._append = late  # type: ignore[attr-defined]

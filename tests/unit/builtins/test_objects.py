@@ -456,7 +456,7 @@ async def test_a_pipe_ends_with_its_task(guest: Guest) -> None:
         with pytest.raises(InvalidRequestError, match="before the task ended"):
             await guest.ask("write", handle=handle, fd=pipe, size=3 << 20)
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write)
             await trio.testing.wait_all_tasks_blocked()

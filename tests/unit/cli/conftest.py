@@ -397,7 +397,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 @pytest.fixture
 def node(install_plugin: InstallPlugin, monkeypatch: pytest.MonkeyPatch, spear: Any) -> FakeNode:
-    """A node in memory that ``spear`` talks to without being told."""
+    """A node in memory that ``spear`` talks to without being told, where time stands still: how
+    old things are does not depend on how long a test takes."""
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now)
     door = install_plugin("memory_door", DOOR)
     fake = FakeNode()
     door.NODES["fake://here"] = fake

@@ -8,8 +8,11 @@ import os
 import pty
 import re
 import select
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +47,7 @@ def node_with(*artifacts: ArtifactMetrics, **values: Any) -> NodeMetrics:
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, *moments: float) -> None:
-    clock = SimpleNamespace(monotonic=iter(moments).__next__, time=time.time)
+    clock = SimpleNamespace(monotonic=iter(moments).__next__, time=lambda: 1e9)
     monkeypatch.setattr(_rates, "time", clock)
 
 
@@ -153,8 +156,8 @@ def test_old_metrics_and_those_of_an_earlier_run_are_left_behind(
     for _ in range(5):
         history.add(first)
     assert history.elapsed_s == 12.0  # from 4.0, the last that is 10 s old or older
-    history.add(attrs.evolve(first, started_at=time.time() - 50))
-    assert history.elapsed_s == pytest.approx(50, abs=1)
+    history.add(attrs.evolve(first, started_at=1e9 - 50))
+    assert history.elapsed_s == 50
 
 
 def test_the_busiest_come_first_and_what_does_not_fit_is_counted(
@@ -179,8 +182,7 @@ def test_the_busiest_come_first_and_what_does_not_fit_is_counted(
 @pytest.mark.parametrize("how", ["q", "interrupt"])
 def test_on_a_terminal_it_watches_until_told_to_stop(how: str, tmp_path: Path) -> None:
     """The real command in a terminal of its own, against a real node that serves its socket."""
-    started, descriptor = _start_node(tmp_path)
-    try:
+    with _running_node(tmp_path):
         pid, terminal = pty.fork()
         if pid == 0:
             os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="24")
@@ -193,32 +195,33 @@ def test_on_a_terminal_it_watches_until_told_to_stop(how: str, tmp_path: Path) -
         assert os.waitstatus_to_exitcode(status) == (0 if how == "q" else 130)
         assert b"q quits" in shown
         assert b"\x1b[?1049l" in shown, visible(shown.decode())  # the screen as it was before
-    finally:
-        started.terminate()
-        started.wait()
-        os.close(descriptor)
 
 
-def _start_node(tmp_path: Path) -> tuple[Any, int]:
-    import subprocess
-
-    reading, writing = os.pipe()
-    node = subprocess.Popen(
-        [sys.executable, "-m", "spear_core.cli", "--state-dir", str(tmp_path / "state"), "node",
-         "--plugins", "builtins"],
-        stdout=writing,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(writing)
-    assert b"ready" in _read_until(reading, rb"ready: .*\n")
-    return node, reading
+@contextmanager
+def _running_node(tmp_path: Path) -> Iterator[None]:
+    log = tmp_path / "node.err"
+    arguments = ["--state-dir", str(tmp_path / "state"), "node", "--plugins", "builtins"]
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", "spear_core.cli", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        ) as node,
+    ):
+        try:
+            assert node.stdout is not None
+            assert node.stdout.readline().startswith(b"ready: "), log.read_text()
+            yield
+        finally:
+            node.terminate()
 
 
 def _read_until(descriptor: int, pattern: bytes | None) -> bytes:
     """What comes until the pattern was seen, or until the end."""
     seen = b""
     while pattern is None or not re.search(pattern, seen):
-        ready, _, _ = select.select([descriptor], [], [], 30)
+        ready, _, _ = select.select([descriptor], [], [], 60)
         assert ready, f"waited for {pattern!r}, saw {seen!r}"
         try:
             more = os.read(descriptor, 65536)

@@ -136,7 +136,7 @@ async def test_a_parent_that_waits_holds_no_slot(open_fn_node: Any, script: Scri
 
     script.functions = {"parent": parent, "child": child}
     async with open_fn_node(max_concurrent_tasks=1) as node:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             done = await node.api.invoke(InvokeRequest(function="fn:parent"))
         assert done.task.result.output == b"joined"
         assert running == [1, 1, 1, 1]

@@ -164,7 +164,7 @@ class ScopedStore:
         self.kept = 0
 
     async def keep_output(self, task: Any, response: ExecutionResponse) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await trio.lowlevel.checkpoint()
         self.kept += len(response.payload)
 

@@ -48,7 +48,7 @@ OBJECT = InvokeRequest(function="f", input_object="a/in")
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not await condition():  # noqa: ASYNC110 - it becomes true elsewhere
             await trio.sleep(0.01)
 

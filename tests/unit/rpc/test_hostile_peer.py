@@ -58,7 +58,7 @@ async def test_breaking_a_rule_ends_the_session(open_hostile: OpenHostile, rule:
     async with open_hostile(wait_or_echo) as peer:
         for message in FATAL[rule]:
             await peer.channel.send(message)
-        with trio.fail_after(2):
+        with trio.fail_after(60):
             reason = await peer.session.wait_closed()
             assert "closed the connection" not in reason
             with pytest.raises(trio.EndOfChannel):
@@ -236,7 +236,7 @@ async def test_who_asks_and_never_reads_is_cut_off(open_hostile: OpenHostile) ->
             sent += 1
 
     async with open_hostile() as peer:
-        with pytest.raises(ChannelBrokenError), trio.fail_after(10):
+        with pytest.raises(ChannelBrokenError), trio.fail_after(60):
             await ask_on(peer)
         assert "does not read" in await peer.session.wait_closed()
     assert sent < 20_000

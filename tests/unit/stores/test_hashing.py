@@ -30,13 +30,13 @@ def test_no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         def update(self, piece: memoryview) -> None:
             hashed.append(len(piece))
             begun.set()
-            failed.wait(10)
+            failed.wait(60)
 
     monkeypatch.setattr(hashlib, "sha256", Slow)
 
     def work() -> None:
         with hashed_beside(memoryview(LARGE), wanted=True):
-            begun.wait(10)
+            begun.wait(60)
             threading.Timer(0.1, failed.set).start()
             raise ZeroDivisionError
 

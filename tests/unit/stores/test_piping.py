@@ -87,7 +87,7 @@ async def test_an_error_of_either_thread_ends_both(
     reading, writing = pipe
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feed, writing, bytes(4 << 20))
-        with trio.fail_after(10), pytest.raises(error):
+        with trio.fail_after(60), pytest.raises(error):
             await take_all(
                 taker, reading, at=0, size=1 << 30,
                 digest=hashlib.sha256(), threads=trio.CapacityLimiter(2),
@@ -122,7 +122,7 @@ async def test_who_waits_for_a_pipe_has_no_thread() -> None:
             os.write(writing, b"x")
         while not all(taker.value for taker in takers) or threads.borrowed_tokens:
             await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await trio.to_thread.run_sync(lambda: "free", limiter=threads) == "free"
         nursery.cancel_scope.cancel()
     for end in itertools.chain.from_iterable(ends):
