@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
@@ -24,12 +25,14 @@ SLEEP = """(module (import "spear" "sleep_ms" (func $sleep (param i32)))
 
 class Growth:
     def __init__(self) -> None:
+        gc.collect()  # what earlier tests have left is not to go meanwhile
         self._process = psutil.Process()
         self._memory = self._process.memory_info().rss
         self._files = self._process.num_fds()
         self._threads = threading.active_count()
 
     def check(self) -> None:
+        gc.collect()
         assert self._process.num_fds() == self._files
         assert threading.active_count() <= self._threads
         assert self._process.memory_info().rss - self._memory < ALLOWED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 from typing import Any
 
 import attrs
@@ -49,7 +48,7 @@ async def number(stream: Stream) -> int:
 
 async def finish(stream: Stream) -> ExecutionResponse:
     await stream.send_eof()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         return await stream.result()
 
 
@@ -136,7 +135,7 @@ def polling(*subscriptions: bytes) -> str:
 
 
 STDIN = _SUBSCRIPTION.pack(7, 1, 0, 0, 0, 0)
-SOON, LATE = (_SUBSCRIPTION.pack(name, 0, 1, at, 0, 0) for name, at in ((8, 10**8), (9, 10**10)))
+SOON, LATE = (_SUBSCRIPTION.pack(name, 0, 1, at, 0, 0) for name, at in ((8, 10**8), (9, 10**12)))
 
 
 async def events(stream: Stream) -> list[int]:
@@ -146,11 +145,10 @@ async def events(stream: Stream) -> list[int]:
 async def test_a_poll_waits_for_input(guests: Any) -> None:
     code = polling(STDIN, LATE)
     async with guests.open(code) as instance, instance.stream(guests.request()) as stream:
-        began = time.monotonic()
         await trio.sleep(0.2)
         await stream.send(b"x")
-        assert await events(stream) == [7]
-        assert 0.15 < time.monotonic() - began < 5
+        with trio.fail_after(60):
+            assert await events(stream) == [7]
 
 
 async def test_a_poll_ends_by_its_clock_when_no_input_comes(guests: Any) -> None:
@@ -187,7 +185,7 @@ async def test_a_guest_that_computes_between_chunks(guests: Any) -> None:
     async with guests.open(start(body)) as instance, instance.stream(guests.request()) as stream:
         for chunk in (b"one", b"two", b"three"):  # each long enough for a worker thread
             await stream.send(chunk)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 assert await stream.receive() == chunk
         response = await finish(stream)
     assert response.error is None

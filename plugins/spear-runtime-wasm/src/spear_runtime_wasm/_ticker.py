@@ -85,4 +85,5 @@ class Ticker:
                 quiet = 0
 
     def _anyone_busy(self) -> bool:
-        return any(poller.busy for poller in self._pollers)
+        # of a copy: one that is removed meanwhile would have us skip the next one, and sleep
+        return any(poller.busy for poller in tuple(self._pollers))
