@@ -67,9 +67,15 @@ async def test_what_a_handler_raises_reaches_the_caller() -> None:
 
 async def test_waiting_senders_take_turns() -> None:
     near, far = local_pair()
-    with trio.move_on_after(0.01):
+
+    async def fill() -> None:
         while True:
             await near.send(Message(MessageKind.DATA, 0))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fill)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
     async with trio.open_nursery() as nursery:
         for number in range(1, 6):
             nursery.start_soon(near.send, Message(MessageKind.DATA, number))

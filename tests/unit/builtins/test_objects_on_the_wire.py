@@ -317,16 +317,21 @@ async def test_a_cancelled_write_ends_its_writer(dial: Any, node: Node) -> None:
 
                 class Waiting(type(writer)):  # type: ignore[misc]
                     async def write(self, data: Any) -> None:
+                        begun.set()
                         await trio.sleep_forever()
 
                 writer.__class__ = Waiting
                 yield writer
 
+    begun = trio.Event()
     node.objects = Stuck(node._opened)
     async with dial() as objects, objects.create("x") as writer:
-        with trio.move_on_after(0.1) as patience:
-            await writer.write(bytes(4 << 20))
-        assert patience.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.write, bytes(4 << 20))
+            await begun.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert nursery.cancel_scope.cancelled_caught
         with pytest.raises(trio.ClosedResourceError):
             await writer.commit()
 

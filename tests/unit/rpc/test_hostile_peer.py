@@ -88,9 +88,10 @@ async def test_what_may_come_late_is_ignored(open_hostile: OpenHostile, what: st
 
 async def test_an_answer_that_comes_after_the_cancel(open_hostile: OpenHostile) -> None:
     async with open_hostile() as peer:
-        with trio.move_on_after(0.01):
-            await peer.session.request("x")
-        request = await peer.channel.receive()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer.session.request, "x")
+            request = await peer.channel.receive()
+            nursery.cancel_scope.cancel()
         cancel = await peer.channel.receive()
         assert (cancel.kind, cancel.id) == (MessageKind.CANCEL, request.id)
         for flags in (MessageFlag.MORE, 0):

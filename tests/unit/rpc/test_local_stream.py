@@ -51,7 +51,7 @@ async def test_the_senders_buffer_is_its_own() -> None:
         assert await stream.receive() == b"before"
 
 
-async def test_a_slow_reader_stops_both_sides() -> None:
+async def test_a_slow_reader_stops_both_sides(autojump_clock: trio.testing.MockClock) -> None:
     sent = 0
     async with open_local_stream(echo) as stream:
         with trio.move_on_after(0.2):
@@ -65,7 +65,9 @@ async def test_a_slow_reader_stops_both_sides() -> None:
         assert await stream.receive() == b"on"
 
 
-async def test_a_cancelled_send_is_whole_or_nothing() -> None:
+async def test_a_cancelled_send_is_whole_or_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async def wait(far: FarEnd) -> str:
         await go_on.wait()
         return str(len(await _count(far)))

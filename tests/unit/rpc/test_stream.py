@@ -184,8 +184,10 @@ async def test_a_cut_message_ends_the_sending_half(open_sides: Open) -> None:
         open_sides(on_stream=deaf) as sides,
         sides.client.open_stream("chat") as stream,
     ):
-        with trio.move_on_after(0.01):
-            await stream.send(bytes(1 << 20))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send, bytes(1 << 20))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
         with pytest.raises(ChannelClosedError):
             await stream.send(b"x")
 
