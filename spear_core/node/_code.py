@@ -25,7 +25,7 @@ import trio
 from spear_core._bundle import BundleLimits, digest_of, read_tree, unpack
 from spear_core.api import Artifact, ArtifactUpload
 from spear_core.errors import ArtifactCorruptError, ArtifactError, InvalidRequestError
-from spear_core.node._state import write_atomically
+from spear_core.node._state import make_directory, sync_directory, write_atomically
 
 __all__ = ["CodeStore", "Staged", "cannot_store"]
 
@@ -117,7 +117,7 @@ class CodeStore:
         return Staged(digest=digest, size=len(content), head=content[:_HEAD_BYTES])
 
     def _stage_bundle(self, upload: ArtifactUpload, begin: Callable[[str], None]) -> Staged:
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(self._root)
         temporary = Path(tempfile.mkdtemp(prefix=_NEW, dir=self._root))
         with _removed_on_failure(temporary):
             files = unpack(upload.content, temporary, self._limits)
@@ -139,6 +139,7 @@ class CodeStore:
         _protect(temporary)
         try:
             temporary.rename(place)
+            sync_directory(self._root)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -241,8 +242,10 @@ def _removed_on_failure(path: Path) -> Iterator[None]:
 
 
 def _protect(root: Path) -> None:
-    """Nobody adds files to a bundle, not even a cache of compiled modules."""
+    """Nobody adds files to a bundle, not even a cache of compiled modules; and its names are on the
+    disk itself."""
     for directory, _, _ in os.walk(root, topdown=False):
+        sync_directory(Path(directory))
         Path(directory).chmod(0o500)
 
 

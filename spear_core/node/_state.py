@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,9 +16,19 @@ from pathlib import Path
 from spear_core.errors import ConfigError, NodeAlreadyRunningError
 from spear_core.node.paths import StatePaths
 
-__all__ = ["hold_state", "is_node_id", "lock_state", "open_run_dir", "write_atomically"]
+__all__ = [
+    "hold_state",
+    "is_node_id",
+    "lock_state",
+    "make_directory",
+    "open_run_dir",
+    "sync_directory",
+    "write_atomically",
+]
 
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TO_WRITE_S = 5.0
+"""How long somebody who has locked the directory may take to write down who that is."""
 _LONGEST_RUN_DIR = 60
 """Bytes. A socket's path may have 107 (``man 7 unix``); below lie a plugin's and a file's name."""
 
@@ -51,7 +62,7 @@ def lock_state(paths: StatePaths) -> Iterator[None]:
     :raises ConfigError: it cannot be made or written, or somebody else's files are in it.
     """
     try:
-        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(paths.root)
         _refuse_foreign(paths)
         paths.root.chmod(0o700)
         descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -82,8 +93,7 @@ def _lock(descriptor: int, paths: StatePaths) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        pid = int(text) if text.isdecimal() else 0
+        pid = _pid_of_holder(descriptor)
         raise NodeAlreadyRunningError(
             f"a node (pid {pid or 'unknown'}) already runs on {paths.root}; "
             "stop it, or choose another --state-dir",
@@ -96,6 +106,19 @@ def _lock(descriptor: int, paths: StatePaths) -> None:
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
     except OSError as error:
         raise _unusable(paths.root, error) from error
+
+
+def _pid_of_holder(descriptor: int) -> int:
+    """What the other process has written; 0: nothing that is one. It may have locked the file only
+    a moment ago."""
+    until = time.monotonic() + _TO_WRITE_S
+    while True:
+        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        if text.isdecimal():
+            return int(text)
+        if time.monotonic() >= until:
+            return 0
+        time.sleep(0.01)
 
 
 def is_node_id(text: str) -> bool:
@@ -124,8 +147,9 @@ def _unusable(root: Path, error: OSError) -> ConfigError:
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace a file so that a reader, or a crash, sees the old content or the new, whole."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Replace a file so that a reader, or a crash, sees the old content or the new, whole. It is on
+    the disk itself, under its name, when this returns."""
+    make_directory(path.parent)
     descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
@@ -134,10 +158,32 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.rename(temporary, path)
+        sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def make_directory(path: Path) -> None:
+    """Make a private directory, and those above it, if they are not there; on the disk itself."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+        with suppress(PermissionError):  # one that is somebody else's, and may not be read
+            sync_directory(each.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +62,17 @@ def test_a_second_holder_is_refused_with_the_firsts_pid_even_if_it_dies_hard(
         assert int(paths.lock.read_text()) == os.getpid()
 
 
+def test_a_holder_of_a_moment_ago_has_time_to_say_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = StatePaths(tmp_path)
+    with paths.lock.open("wb", buffering=0) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr("time.sleep", lambda seconds: lock.write(b"4711\n"))
+        with pytest.raises(NodeAlreadyRunningError, match="pid 4711"), hold_state(paths):
+            pass
+
+
 def test_a_place_that_cannot_be_a_directory_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
@@ -78,6 +91,34 @@ def test_a_replaced_file_is_whole_and_a_failure_leaves_nothing(tmp_path: Path) -
     with pytest.raises(TypeError):
         write_atomically(path, "text")  # type: ignore[arg-type]
     assert [p.name for p in path.parent.iterdir()] == ["f"]
+
+
+def test_names_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut after it takes no file, and no directory on the way to it."""
+    done: list[str] = []
+    fsync, mkdir, rename = os.fsync, os.mkdir, os.rename
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def made(path: Any, *args: Any, **options: Any) -> None:
+        mkdir(path, *args, **options)
+        done.append(f"+{path}")
+
+    def renamed(old: Any, new: Any) -> None:
+        rename(old, new)
+        done.append(f"+{new}")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "mkdir", made)
+    monkeypatch.setattr(os, "rename", renamed)
+    write_atomically(tmp_path / "a" / "b" / "f", b"one")
+    new = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "f"]
+    for path in new:
+        assert str(path.parent) in done[done.index(f"+{path}") :]
+    assert done.index(f"+{new[-1]}") > 0, "after its content"
+    assert done.count(str(new[-1].parent)) == 1, "no more than is needed"
 
 
 def test_the_run_directory_is_emptied_and_has_a_short_path(tmp_path: Path) -> None:
