@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from spear_core.testing import MetadataStoreContract, ObjectStoreContract, assert_plugin_ok
-from spear_store_lmdb import plugin
+from spear_store_lmdb import _recycled_files, plugin
 from spear_store_lmdb._config import LmdbMetadataConfig, LmdbObjectsConfig
 
 
@@ -33,3 +35,11 @@ class TestObjectsWithoutSync(TestObjects):
 
 class TestObjectsInFiles(TestObjects):
     config = LmdbObjectsConfig(inline_bytes=0)
+
+
+class TestObjectsInRecycledFiles(TestObjects):
+    config = LmdbObjectsConfig(objects_durability="process", inline_bytes=0)
+
+    @pytest.fixture(autouse=True)
+    def whatever_their_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_recycled_files, "_LEAST", 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from spear_core.api import ObjectStore, PutObject
 from spear_core.errors import ObjectNotFoundError, SnapshotExpiredError, StoreFullError
@@ -81,8 +82,9 @@ async def test_a_snapshot_that_needs_too_much_is_ended(tmp_path: Path, size: int
 
 
 async def test_deleted_while_it_is_streamed(tmp_path: Path) -> None:
-    """Whoever reads it piece by piece goes on to its end; the space is free after that."""
-    async with objects(tmp_path) as store:
+    """Whoever reads it piece by piece goes on to its end; the space is free after that, where it
+    does not wait for another value."""
+    async with objects(tmp_path, recycle_bytes=0) as store:
         piece = bytes(range(256)) * 4096
         async with store.create("k") as writer:
             for _ in range(24):
@@ -100,6 +102,18 @@ async def test_deleted_while_it_is_streamed(tmp_path: Path) -> None:
         await store.put("l", b"")  # what is large is removed before the next write is answered
         assert before - on_disk(tmp_path) > 23 << 20
         assert (await store.get("k"))[1] == b"new"
+
+
+async def test_what_waits_for_another_value_is_free_after_a_while(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with objects(tmp_path) as store:
+        await store.put("k", bytes(24 << 20))
+        before = on_disk(tmp_path)
+        await store.delete("k")
+        await trio.sleep(20.1)
+        await store.put("l", b"")
+        assert before - on_disk(tmp_path) > 23 << 20
 
 
 async def test_written_over_while_it_is_created(tmp_path: Path) -> None:

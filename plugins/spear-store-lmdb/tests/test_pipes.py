@@ -18,7 +18,7 @@ import trio
 
 from spear_core.api import ObjectStore
 from spear_core.testing import make_context
-from spear_store_lmdb import LmdbObjectsConfig, _blobs, _writeback, open_lmdb_objects
+from spear_store_lmdb import LmdbObjectsConfig, _new_blob, _writeback, open_lmdb_objects
 
 MIB = 1 << 20
 
@@ -143,14 +143,14 @@ async def test_the_disk_begins_before_the_end(
 ) -> None:
     """But only where the end waits for it."""
     told: list[tuple[int, int]] = []
-    begin = _blobs.begin_writeback
+    begin = _new_blob.begin_writeback
 
     def note(descriptor: int, start: int, length: int) -> None:
         assert os.fstat(descriptor).st_size >= start + length
         told.append((start, length))
         begin(descriptor, start, length)
 
-    monkeypatch.setattr(_blobs, "begin_writeback", note)
+    monkeypatch.setattr(_new_blob, "begin_writeback", note)
     value = os.urandom(17 * MIB)
     async with objects(tmp_path, objects_durability=durability) as store:
         await (put(store, value) if way == "pipe" else store.put("k", value))

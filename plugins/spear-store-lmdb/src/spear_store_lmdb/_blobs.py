@@ -14,120 +14,49 @@ from pathlib import Path
 
 from spear_core.api import ObjectStat, ObjectView
 from spear_core.errors import StoreCorruptError, StoreError
-from spear_core.stores import PipeTaker, hashed_beside
+from spear_core.stores import hashed_beside
 
 from ._disk_errors import disk_trouble
 from ._mapped_files import MappedFiles, WrongSizeError
-from ._writeback import begin_writeback
+from ._new_blob import NewBlob
+from ._recycled_files import RecycledFiles
 
-__all__ = ["Blobs", "NewBlob", "opened_blobs"]
+__all__ = ["Blobs", "opened_blobs"]
 
 _NAME = re.compile("[0-9a-f]{32}")
 
-_PIECE = 16 << 20
-"""Bytes in one call: Linux writes at most 2 GiB."""
+_AT_ONCE = 16 << 20
+"""Bytes that a file has at most to be removed where that is asked for, in a few milliseconds."""
 
-_READ = 1 << 20
-
-_BEGIN = 4 << 20
-"""Bytes of which the disk is told at once, so that there is less to wait for at the end."""
-
-
-class NewBlob(PipeTaker):
-    """A file that is being written. All of it blocks; one thread at a time."""
-
-    def __init__(self, blobs: Blobs, name: str, *, durable: bool) -> None:
-        self.name = name
-        self._blobs = blobs
-        self._durable = durable
-        self._splices = True
-        self._size = self._begun = 0
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._descriptor = os.open(blobs.path(name), flags, 0o400)
-
-    def append(self, value: memoryview) -> None:
-        """**Raises** :exc:`~spear_core.errors.StoreFullError`."""
-        try:
-            for start in range(0, len(value), _BEGIN):
-                piece = value[start : start + _BEGIN]
-                _write_all(self._descriptor, piece)
-                self._written(len(piece))
-        except OSError as exc:
-            raise self._blobs.trouble(exc) from exc
-
-    def take(self, pipe: int, most: int) -> int:
-        try:
-            count = self._take(pipe, most)
-        except BlockingIOError:
-            raise
-        except OSError as exc:
-            raise self._blobs.trouble(exc) from exc
-        self._written(count)
-        return count
-
-    def _take(self, pipe: int, most: int) -> int:
-        if self._splices:
-            try:  # straight into the file's pages, with no memory of ours in between
-                return os.splice(pipe, self._descriptor, most, flags=os.SPLICE_F_NONBLOCK)
-            except OSError as exc:
-                if exc.errno != errno.EINVAL:
-                    raise
-                self._splices = False  # not on this file system
-        piece = os.read(pipe, min(most, _READ))
-        _write_all(self._descriptor, memoryview(piece))
-        return len(piece)
-
-    def _written(self, more: int) -> None:
-        self._size += more
-        if self._durable and self._size - self._begun >= _BEGIN:
-            begin_writeback(self._descriptor, self._begun, self._size - self._begun)
-            self._begun = self._size
-
-    def read_back(self, into: memoryview, at: int) -> int:
-        try:
-            if count := os.preadv(self._descriptor, [into], at):
-                return count
-        except OSError as exc:
-            raise self._blobs.trouble(exc) from exc
-        raise StoreCorruptError(f"the new file {self._blobs.path(self.name)} was cut off")
-
-    def finish(self) -> None:
-        """All of it is written: have it on the disk itself, if that is wanted, and close it."""
-        try:
-            if self._durable:
-                os.fdatasync(self._descriptor)
-            self._close()
-            if self._durable:
-                self._blobs.sync_folder()
-        except OSError as exc:
-            raise self._blobs.trouble(exc) from exc
-
-    def discard(self) -> None:
-        """Remove it."""
-        self._close()
-        self._blobs.remove(self.name)
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+_IDLE_S = 10.0
+"""A file that has waited for a value for so long, or up to twice that, is removed."""
 
 
 class Blobs:
     """The files of a folder. Made by :func:`opened_blobs`.
 
     :param durable: whether a file is on the disk itself when it has been written.
+    :param recycle_bytes: what may wait for the next values, unless durable: then the disk has seen
+        every file, and none can be used again.
     :param later: has something done in a thread, for what the disk takes long for.
     """
 
     def __init__(
-        self, folder: Path, *, durable: bool, later: Callable[[Callable[[], None]], None]
+        self,
+        folder: Path,
+        *,
+        durable: bool,
+        recycle_bytes: int,
+        later: Callable[[Callable[[], None]], None],
     ) -> None:
         self.folder = self._folder = folder
         self._durable = durable
         self._later = later
         self._young: set[str] = set()
-        self._maps = MappedFiles(lambda name: None)
+        self._recycled = RecycledFiles(
+            folder, most_bytes=0 if durable else recycle_bytes, remove=self._remove
+        )
+        self._maps = MappedFiles(self._recycled.seen)
         self._holders = 0
         self._held: list[str] = []
         self._going: set[str] = set()
@@ -141,10 +70,19 @@ class Blobs:
 
         **Raises** :exc:`~spear_core.errors.StoreFullError`; no file is left then.
         """
-        with hashed_beside(value, wanted=hashed) as digest, self._new() as blob:
+        with hashed_beside(value, wanted=hashed) as digest, self._named() as name:
+            if not self._recycled.fill(name, value):
+                self._write_new(name, value)
+            return name, digest()
+
+    def _write_new(self, name: str, value: memoryview) -> None:
+        blob = self._begun(name)
+        try:
             blob.append(value)
             blob.finish()
-            return blob.name, digest()
+        except BaseException:
+            blob.discard()
+            raise
 
     def copy(self, source: int, size: int, *, hashed: bool) -> tuple[str, str]:
         """The same with all that is in an open file, which nobody can change."""
@@ -158,29 +96,49 @@ class Blobs:
 
     def begin(self) -> NewBlob:
         """A new file, to be written piece by piece."""
-        name = secrets.token_hex(16)
-        self._young.add(name)
+        with self._named() as name:
+            return self._begun(name)
+
+    def _begun(self, name: str) -> NewBlob:
         try:
             return NewBlob(self, name, durable=self._durable)
         except OSError as exc:
-            self._young.discard(name)
             raise disk_trouble(exc, self._folder) from exc
 
     def close(self) -> None:
-        """Let go of what was kept for the next reader."""
+        """Let go of what was kept for the next reader, and for the next value."""
         self._maps.close()
+        self._recycled.clear()
+
+    async def give_back(self) -> None:
+        """Remove files that no value has needed for a while, until cancelled."""
+        await self._recycled.sweep_idle(_IDLE_S)
+
+    def makes_room(self, exc: OSError) -> bool:
+        """Whether it is worth another attempt: the disk was full, and files waited on it."""
+        return exc.errno in (errno.ENOSPC, errno.EDQUOT) and self.make_room()
+
+    def make_room(self) -> bool:
+        """Remove what waits for other values, at once; whether anything did."""
+        return self._recycled.clear()
+
+    def written(self, name: str, size: int) -> None:
+        """A new file is complete."""
+        self._recycled.written(name, size)
 
     def settle(self, name: str) -> None:
         """A record knows the new file from now on."""
         self._young.discard(name)
 
     @contextmanager
-    def _new(self) -> Iterator[NewBlob]:
-        blob = self.begin()
+    def _named(self) -> Iterator[str]:
+        """The name of a new file, which is removed when the block fails."""
+        name = secrets.token_hex(16)
+        self._young.add(name)
         try:
-            yield blob
+            yield name
         except BaseException:
-            blob.discard()
+            self.remove(name)
             raise
 
     def path(self, name: str) -> Path:
@@ -201,14 +159,18 @@ class Blobs:
 
     def remove(self, name: str) -> None:
         """Remove a file. Whoever maps it goes on reading it."""
-        self._young.discard(name)
         if self._holders:
             self._held.append(name)
-            return
-        self._maps.drop(name)
+        else:
+            self._maps.drop(name)
+            if not self._recycled.put_back(name):
+                self._remove(name)
+        self._young.discard(name)
+
+    def _remove(self, name: str) -> None:
         path = self._folder / name
         with suppress(OSError):  # it is swept at the next start
-            if path.stat().st_size > _PIECE:
+            if path.stat().st_size > _AT_ONCE:
                 self._going.add(name)
                 self._later(partial(self._unlink, name))
             else:
@@ -242,7 +204,12 @@ class Blobs:
 
     def in_use(self, name: str) -> bool:
         """Whether it is being written, or will be removed in any case."""
-        return name in self._young or name in self._held or name in self._going
+        return (
+            name in self._young
+            or name in self._held
+            or name in self._going
+            or self._recycled.has(name)
+        )
 
     def check(self, name: str, stat: ObjectStat) -> None:
         """**Raises** :exc:`~spear_core.errors.StoreCorruptError` when the file is missing, or not
@@ -286,7 +253,7 @@ class Blobs:
         except OSError as exc:
             raise disk_trouble(exc, self._folder) from exc
         data = memoryview(held.content)
-        file = _File(path)
+        file = _File(path, partial(self._recycled.seen, name))
         try:
             yield ObjectView(stat=stat, data=data, fd=file.opened)
         finally:
@@ -305,15 +272,17 @@ class Blobs:
 class _File:
     """A descriptor of a file, opened when it is asked for: few of those who read want one."""
 
-    __slots__ = ("_descriptor", "_path")
+    __slots__ = ("_asked", "_descriptor", "_path")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, asked: Callable[[], None]) -> None:
         self._path = path
+        self._asked = asked
         self._descriptor: int | None = None
 
     def opened(self) -> int | None:
         """``None``: no descriptors are left, or it is closed."""
         if self._descriptor is None and self._path:
+            self._asked()
             with suppress(OSError):
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         return self._descriptor
@@ -327,13 +296,17 @@ class _File:
 
 @contextmanager
 def opened_blobs(
-    folder: Path, *, durable: bool, later: Callable[[Callable[[], None]], None]
+    folder: Path,
+    *,
+    durable: bool,
+    recycle_bytes: int,
+    later: Callable[[Callable[[], None]], None],
 ) -> Iterator[Blobs]:
     """The files of a folder, which is made if it is not there; see :class:`Blobs`.
 
     **Raises** :exc:`~spear_core.errors.StoreError`.
     """
-    blobs = Blobs(folder, durable=durable, later=later)
+    blobs = Blobs(folder, durable=durable, recycle_bytes=recycle_bytes, later=later)
     try:
         yield blobs
     finally:
@@ -342,8 +315,3 @@ def opened_blobs(
 
 def _has(size: int, stat: ObjectStat) -> str:
     return f"has {size} bytes instead of {stat.size}"
-
-
-def _write_all(descriptor: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]

@@ -28,6 +28,9 @@ class LmdbObjectsConfig:
         validator=[attrs.validators.ge(0), attrs.validators.le(1 << 20)],
     )
     """Values up to this size lie in LMDB itself, larger ones each in a file."""
+    recycle_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.ge(0))
+    """With ``process``: files of values that are gone, kept for the next ones for ten to twenty
+    seconds; beside ``objects_bytes``. 0: none."""
     snapshot_bytes: int = attrs.field(default=256 << 20, validator=attrs.validators.gt(0))
     """Old versions that snapshots may keep, beside; the oldest snapshot that needs more is
     ended."""

@@ -7,7 +7,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,7 +48,7 @@ def opened_folder(
     with _held(folder):
         env = _opened(folder, len(databases) + 1, durable=durable)
         try:
-            handles, found = _checked(env, folder, kind, databases)
+            handles, found = _checked(env, folder, kind, databases, durable=durable)
             _migrate(env, folder, handles, range(found, FORMAT), migrations, log)
             yield env, handles
         finally:
@@ -77,6 +77,8 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _opened(folder: Path, databases: int, *, durable: bool) -> lmdb.Environment:
     data = folder / "data.mdb"
+    if data.exists() and not data.is_file():  # a pipe would keep us for ever
+        raise damaged_file(folder, "it is no regular file")
     there = data.exists() and data.stat().st_size
     size = max(_FIRST_MAP, _SPARE * there)
     try:
@@ -104,7 +106,12 @@ def _opened(folder: Path, databases: int, *, durable: bool) -> lmdb.Environment:
 
 
 def _checked(
-    env: lmdb.Environment, folder: Path, kind: str, databases: dict[str, bool]
+    env: lmdb.Environment,
+    folder: Path,
+    kind: str,
+    databases: dict[str, bool],
+    *,
+    durable: bool,
 ) -> tuple[dict[str, Any], int]:
     """The handles of the databases, if the environment is one of ours, or new; and its format."""
     mine = f"spear {kind}".encode()
@@ -130,12 +137,22 @@ def _checked(
             name: env.open_db(name.encode(), dupsort=several) for name, several in databases.items()
         }
         if empty:
+            if durable:
+                _sync_names(folder)
             with env.begin(write=True, db=meta) as txn:
                 txn.put(b"kind", mine)
                 txn.put(b"format", b"%d" % FORMAT)
     except (lmdb.Error, OSError, ValueError) as exc:
         raise disk_trouble(exc, folder) from exc
     return {"meta": meta, **handles}, FORMAT if version is None else int(version)
+
+
+def _sync_names(folder: Path) -> None:
+    """Have the name of a new store on the disk itself, and those of the directories on the way to
+    it: whoever made them need not have."""
+    for directory in (folder, *folder.resolve().parents):
+        with suppress(PermissionError):  # not ours, then, and older
+            sync(directory)
 
 
 def _has_meta(env: lmdb.Environment) -> bool:

@@ -9,7 +9,7 @@ import trio
 from spear_core.api import ObjectStat, PutObject
 from spear_core.stores import PieceWriter, PipeTaker
 
-from ._blobs import NewBlob
+from ._new_blob import NewBlob
 from ._object_changes import Prepared
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from spear_core.api import (
     StoreReport,
     StoreUsage,
 )
-from spear_core.errors import StoreError
+from spear_core.errors import StoreError, StoreFullError
 from spear_core.stores import (
     Deadlines,
     History,
@@ -105,7 +105,12 @@ async def open_objects(
         migrations={1: objects_from_1},
         log=log,
     ) as environment:
-        with opened_blobs(folder / "blobs", durable=durable, later=environment.later) as blobs:
+        with opened_blobs(
+            folder / "blobs",
+            durable=durable,
+            recycle_bytes=config.recycle_bytes,
+            later=environment.later,
+        ) as blobs:
             store = LmdbObjectStore(environment, blobs, config, log)
             if checking:
                 yield store
@@ -114,6 +119,7 @@ async def open_objects(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(store.collect_expired)
                 nursery.start_soon(store.release_silent)
+                nursery.start_soon(blobs.give_back)
                 yield store
                 nursery.cancel_scope.cancel()
 
@@ -491,5 +497,11 @@ class LmdbObjectStore(ObjectStore, StoreMaintenance):
                 if any(now is not None and now.expires_at for _, now in done.objects):
                     self._sooner.set()
 
-        result, _, _ = await self._environment.write(work, after)
+        try:
+            result, _, _ = await self._environment.write(work, after)
+        except StoreFullError as exc:
+            # not a limit, but the disk, on which files may wait for other values
+            if exc.__cause__ is None or not self.blobs.make_room():
+                raise
+            result, _, _ = await self._environment.write(work, after)
         return result

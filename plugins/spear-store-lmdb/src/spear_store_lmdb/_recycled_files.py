@@ -1,0 +1,257 @@
+"""Files of values that nobody can see any more, for the next values."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from spear_core.stores import copy_to
+
+from ._delayed import never_on_disk
+
+__all__ = ["RecycledFiles"]
+
+_LEAST = 2 << 20
+"""Bytes of the smallest file: a new one of less costs little more than all else of a put."""
+
+_MOST_KNOWN = 1000
+"""Files of which it is known that nobody else has seen them; the oldest are on the disk by now."""
+
+_AT_ONCE = 16 << 20
+"""Bytes in one call: Linux writes at most 2 GiB."""
+
+_SPARE = 8
+"""How often the bytes of a file have to be free on the disk, that it may wait."""
+
+
+class RecycledFiles:
+    """Fills files of values that are gone with new ones, under new names.
+
+    The pages of a new file take several times as long to get from the kernel as a value takes to
+    copy. So a file that was removed waits for the next value of about its size, if
+
+    * it was written by this process, which nobody has asked for its descriptor, and whose mappings
+      of it are closed: pages of a file that was lent may be in a pipe or a socket, where nothing
+      tells of them, and whoever reads them there would see what is written next;
+    * it has one name: a backup's hard link is the same file;
+    * it is still in memory alone, before it gets its new name and again when it is full. The disk
+      learns of the new name, then, no later than of any byte. So after a power cut as well there is
+      nothing under the old name, and nothing of the old value, or half of the new, under the new.
+
+    Else it is removed, and the value gets a new file. A crash leaves what waits as files that no
+    record knows, which are removed at the next start as always.
+
+    All methods but :meth:`sweep_idle` are for any thread.
+
+    :param most_bytes: what may wait at most; 0: nothing ever does.
+    :param remove: removes a file for good.
+    """
+
+    def __init__(self, folder: Path, *, most_bytes: int, remove: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._most_bytes = most_bytes
+        self._remove = remove
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, int] = OrderedDict()
+        """Bytes of those that nobody else has seen."""
+        self._waiting: list[tuple[int, str, int]] = []
+        """The turn in which each came, its name and size; the oldest first."""
+        self._bytes = 0
+        self._turn = 0
+        self._tell: Callable[[], object] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of what waits."""
+        return self._bytes
+
+    def has(self, name: str) -> bool:
+        """Whether that file waits."""
+        with self._lock:
+            return any(name == each for _, each, _ in self._waiting)
+
+    # ---- what comes
+
+    def written(self, name: str, size: int) -> None:
+        """A file is complete, and only who calls this has seen it."""
+        if _LEAST <= size <= self._most_bytes:
+            with self._lock:
+                self._known[name] = size
+                if len(self._known) > _MOST_KNOWN:
+                    self._known.popitem(last=False)
+
+    def seen(self, name: str) -> None:
+        """Somebody else may see that file, from now on and for ever."""
+        with self._lock:
+            self._known.pop(name, None)
+
+    def put_back(self, name: str) -> bool:
+        """No record knows that file any more. Whether it waits now; else it is to be removed."""
+        with self._lock:
+            size = self._known.pop(name, 0)
+        if not size or not self._is_worth_it(name, size):
+            return False
+        with self._lock:
+            self._waiting.append((self._turn, name, size))
+            self._bytes += size
+            if (tell := self._tell) is not None:
+                tell()
+        self._drop(self._beyond)
+        return True
+
+    def _is_worth_it(self, name: str, size: int) -> bool:
+        """Whether nobody needs its room, and it could be used again now."""
+        try:
+            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            disk = os.fstatvfs(descriptor)
+            return disk.f_bavail * disk.f_frsize >= _SPARE * size and _untouched(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+    # ---- what goes
+
+    def fill(self, name: str, value: memoryview) -> bool:
+        """Make a file of that name with that value out of one that waits, if one does. Blocks.
+
+        False: there is no such file, and a new one is needed.
+        """
+        found = self._taken(name, len(value))
+        if found is None:
+            return False
+        descriptor, size = found
+        done = False
+        try:
+            done = _overwritten(descriptor, size, value)
+        except OSError:  # whatever it was, the new file tells
+            pass
+        finally:
+            os.close(descriptor)
+            if not done:
+                self._unlink(name)
+        if done:
+            self.written(name, len(value))
+        return done
+
+    def _taken(self, name: str, size: int) -> tuple[int, int] | None:
+        """The descriptor of a file that waited, and has that name now; and its size."""
+        with self._lock:
+            for place in range(len(self._waiting) - 1, -1, -1):
+                _, old, there = self._waiting[place]
+                if abs(there - size) <= size // 8:
+                    del self._waiting[place]
+                    self._bytes -= there
+                    break
+            else:
+                return None
+            with suppress(OSError):
+                # within the lock: a file either waits, or is not there under its old name
+                os.rename(self._folder / old, self._folder / name)
+                return self._opened(name), there
+        self._unlink(old)
+        self._unlink(name)
+        return None
+
+    def _opened(self, name: str) -> int:
+        path = self._folder / name
+        path.chmod(0o600)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def clear(self) -> bool:
+        """Remove all that waits, before this returns; whether there was any."""
+        with self._lock:
+            waiting, self._waiting, self._bytes = self._waiting, [], 0
+        for _, name, _ in waiting:
+            self._unlink(name)
+        return bool(waiting)
+
+    async def sweep_idle(self, seconds: float) -> None:
+        """Remove what has waited for so long, or up to twice that, until cancelled. Nothing
+        happens, and no time passes, while nothing waits."""
+        token = trio.lowlevel.current_trio_token()
+        some = trio.Event()
+
+        def tell() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(some.set, idempotent=True)
+
+        self._tell = tell
+        try:
+            while True:
+                await some.wait()
+                some = trio.Event()
+                await trio.sleep(seconds)
+                while self._sweep():  # noqa: ASYNC110 - time is what it waits for
+                    await trio.sleep(seconds)
+        finally:
+            self._tell = None
+
+    def _sweep(self) -> bool:
+        """Remove what has waited since before the last call; whether anything is left."""
+        turn = self._turn
+        self._turn += 1
+        self._drop(lambda: sum(each[0] < turn for each in self._waiting))
+        return bool(self._waiting)
+
+    def _beyond(self) -> int:
+        """How many of the oldest have to go, so that no more is left than may be."""
+        count, left = 0, self._bytes
+        while left > self._most_bytes:
+            left -= self._waiting[count][2]
+            count += 1
+        return count
+
+    def _drop(self, count: Callable[[], int]) -> None:
+        """Remove so many of the oldest."""
+        with self._lock:
+            most = count()
+            dropped, self._waiting = self._waiting[:most], self._waiting[most:]
+            self._bytes -= sum(size for _, _, size in dropped)
+        for _, name, _ in dropped:
+            self._remove(name)
+
+    def _unlink(self, name: str) -> None:
+        with suppress(OSError):
+            (self._folder / name).unlink()
+
+
+def _untouched(descriptor: int, size: int) -> bool:
+    """Whether a file has one name, that size, and no place on a disk."""
+    status = os.fstat(descriptor)
+    return status.st_nlink == 1 and status.st_size == size and never_on_disk(descriptor, size)
+
+
+def _overwritten(descriptor: int, size: int, value: memoryview) -> bool:
+    """Whether a file of that size has that value now, and nothing of it was ever on a disk."""
+    if not _untouched(descriptor, size):
+        return False
+    if size > len(value):
+        os.ftruncate(descriptor, len(value))
+    known = min(size, len(value))
+    _copy(descriptor, value[:known])
+    at = known
+    while at < len(value):
+        at += os.pwrite(descriptor, value[at : at + _AT_ONCE], at)
+    os.fchmod(descriptor, 0o400)
+    return _untouched(descriptor, len(value))
+
+
+def _copy(descriptor: int, value: memoryview) -> None:
+    """To the pages that are there, by several threads, which only a mapping lets at a file at the
+    same time."""
+    with mmap.mmap(descriptor, len(value)) as pages:
+        start = ctypes.c_ubyte.from_buffer(pages)
+        try:
+            copy_to(ctypes.addressof(start), value)
+        finally:
+            del start  # else the mapping could not be closed
