@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
-import attrs
 import trio
 
 from spear_core.api import Channel, Message, MessageFlag, MessageKind, OwnedFd
@@ -22,7 +20,6 @@ from spear_core.errors import (
     ChannelClosedError,
     ChannelError,
     InvalidRequestError,
-    NodeStoppingError,
     ProtocolError,
     ResourceExhaustedError,
     SpearError,
@@ -30,8 +27,10 @@ from spear_core.errors import (
 )
 from spear_core.rpc._assembly import Assembler, TooLarge
 from spear_core.rpc._outbox import Outbox
+from spear_core.rpc._payloads import CHUNK, PayloadSender
+from spear_core.rpc._peer_requests import Handler, PeerRequests, SessionLimits, StreamHandler
 from spear_core.rpc._pending import Pending
-from spear_core.rpc._serving import Answer, Call, Job, Payload, Reply, Servants
+from spear_core.rpc._serving import Call, Payload, Reply
 from spear_core.rpc._stream import Stream
 from spear_core.rpc.codec import (
     RequestHead,
@@ -44,35 +43,17 @@ from spear_core.rpc.codec import (
 
 __all__ = ["Call", "Reply", "Session", "SessionLimits", "Stream", "open_session"]
 
-CHUNK = 256 << 10
-"""A larger payload goes in pieces of this size, so that it does not hold up the line."""
 _CLOSE_GRACE_S = 2.0
 _BEGUN_AT_ONCE = 8
 """Requests that one peer has begun in one pass of trio's scheduler: one that sends many at a time
 holds up everybody else's for as long as that takes."""
 
+_LIMITS = SessionLimits()
+
 _log = logging.getLogger("spear.rpc")
 
 
-Handler = Callable[[Call], Awaitable[Reply]]
 NoticeHandler = Callable[[Call], None]
-StreamHandler = Callable[[Call, Stream], Awaitable[Reply]]
-
-
-@attrs.frozen(kw_only=True)
-class SessionLimits:
-    """What one peer may ask of this side."""
-
-    max_message: int = 64 << 20
-    """Bytes of one payload."""
-    max_assembling: int = 512 << 20
-    """Bytes of all payloads of which only a part is here."""
-    max_requests: int = 16_384
-    """The peer's requests under way at the same time, streams included."""
-    max_streams: int = 256
-    """The peer's streams under way at the same time; each may hold 256 KiB."""
-    max_fds: int = 64
-    """Files that came with the peer's requests under way."""
 
 
 class Session:
@@ -92,22 +73,27 @@ class Session:
         limits: SessionLimits,
     ) -> None:
         self._channel = channel
-        self._handler = handler
         self._on_notice = on_notice
-        self._on_stream = on_stream
         self._limits = limits
         self._next_id = 2 if initiator else 1
         self._peer_parity = 1 if initiator else 0
         self._pending: dict[int, Pending] = {}
-        self._servants = Servants(self._respond, channel.send_many)
         self._streams: dict[int, Stream] = {}
-        self._fds_held = 0
         self._assembler = Assembler(max_message=limits.max_message, max_total=limits.max_assembling)
         self._pings: dict[bytes, trio.Event] = {}
         self._notice_turn = trio.Lock()
         self._outbox = Outbox(channel, self._unread)
+        self._sender = PayloadSender(channel, max_message=limits.max_message)
+        self._peers = PeerRequests(
+            channel,
+            self._sender,
+            handler=handler,
+            on_stream=on_stream,
+            limits=limits,
+            streams=self._streams,
+            new_stream=self._new_stream,
+        )
         self._background = trio.CancelScope(shield=True)
-        self._going = False
         self._peer_going = ""
         self._closed = trio.Event()
         self._reason = ""
@@ -149,12 +135,9 @@ class Session:
         id_ = self._new_id()
         pending = self._pending[id_] = Pending()
         try:
-            if fd is None:
-                await self._send(MessageKind.REQUEST, id_, 0, head, payload)
-            else:
-                self._check_fd(payload)
-                request = Message(MessageKind.REQUEST, id_, 0, head, payload, fd)
-                await self._channel.send(request)
+            if fd is not None:
+                self._sender.check_beside_fd(payload)
+            await self._sender.send(MessageKind.REQUEST, id_, 0, head, payload, fd)
             return await pending.wait()
         except trio.Cancelled:
             if pending.answer is None:
@@ -181,7 +164,7 @@ class Session:
         id_ = self._new_id()
         stream = self._streams[id_] = self._new_stream(id_)
         try:
-            await self._send(MessageKind.REQUEST, id_, MessageFlag.STREAM, head, payload)
+            await self._sender.send(MessageKind.REQUEST, id_, MessageFlag.STREAM, head, payload)
             yield stream
         finally:
             del self._streams[id_]
@@ -198,13 +181,13 @@ class Session:
         self._check_open()
         head = encode_small_head({"method": method, "args": args or {}})
         if len(payload) <= CHUNK:
-            await self._send(MessageKind.NOTICE, 0, 0, head, payload)
+            await self._sender.send(MessageKind.NOTICE, 0, 0, head, payload)
             return
         async with self._notice_turn:  # they all have the id 0, so their pieces may not mix
             await self._outbox.wait_empty()  # the CANCEL of an earlier one goes first
             self._check_open()
             try:
-                await self._send(MessageKind.NOTICE, 0, 0, head, payload)
+                await self._sender.send(MessageKind.NOTICE, 0, 0, head, payload)
             except trio.Cancelled:
                 self._post(Message(MessageKind.CANCEL, 0))
                 raise
@@ -225,7 +208,7 @@ class Session:
 
     async def goaway(self, reason: str = "") -> None:
         """Take no new requests from now on and tell the peer; those under way go on."""
-        self._going = True
+        self._peers.going = True
         if not self._closed.is_set():
             await self._channel.send(
                 Message(MessageKind.GOAWAY, head=encode_head({"reason": reason}))
@@ -233,7 +216,7 @@ class Session:
 
     async def wait_idle(self) -> None:
         """Wait until none of the peer's requests is under way and every answer is sent."""
-        await self._servants.wait_idle()
+        await self._peers.wait_idle()
 
     async def wait_closed(self) -> str:
         """Wait until the session has ended and return why, in one line."""
@@ -261,15 +244,6 @@ class Session:
             return ChannelClosedError(self._reason)
         return ChannelBrokenError(self._reason)
 
-    def _check_fd(self, payload: Payload) -> None:
-        """**Raises** :exc:`InvalidRequestError` unless a file can go beside that payload."""
-        if not self._channel.passes_fds:
-            raise InvalidRequestError("no files can go through this connection")
-        if len(payload) > CHUNK:
-            raise InvalidRequestError(
-                f"at most {CHUNK} bytes can go beside a file, these are {len(payload)}"
-            )
-
     def _new_id(self) -> int:
         self._check_open()
         if self._peer_going:
@@ -286,43 +260,24 @@ class Session:
             max_message=self._limits.max_message,
         )
 
-    async def _send(
-        self, kind: MessageKind, id_: int, flags: int, head: bytes, payload: Payload
-    ) -> None:
-        size = len(payload)
-        if size <= CHUNK:
-            await self._channel.send(Message(kind, id_, flags, head, payload))
-            return
-        if size > self._limits.max_message:
-            raise InvalidRequestError(
-                f"a payload has at most {self._limits.max_message} bytes, this one {size}"
-            )
-        view = memoryview(payload)
-        more = MessageFlag.MORE
-        await self._channel.send(Message(kind, id_, flags | more, head, view[:CHUNK]))
-        for start in range(CHUNK, size, CHUNK):
-            flags = more if start + CHUNK < size else 0
-            piece = view[start : start + CHUNK]
-            await self._channel.send(Message(MessageKind.DATA, id_, flags, b"", piece))
-
     def _post(self, message: Message) -> None:
         """Send from a place that cannot wait."""
         if self._closed.is_set():
             return
         self._outbox.post(message)
 
-    def _unread(self) -> None:
-        self._end("the other side asks and does not read the answers")
-
     def _post_error(self, id_: int, error: SpearError) -> None:
         self._post(Message(MessageKind.RESPONSE, id_, MessageFlag.ERROR, error_to_head(error)))
+
+    def _unread(self) -> None:
+        self._end("the other side asks and does not read the answers")
 
     async def _run(self, nursery: trio.Nursery) -> None:
         """Read and post until the end, whoever cancels meanwhile; then close the channel.
 
         :param nursery: where the handlers live; its block is :func:`open_session`'s own.
         """
-        self._servants.open(nursery)
+        self._peers.open(nursery)
         try:
             with self._background:
                 async with trio.open_nursery() as background:
@@ -366,7 +321,7 @@ class Session:
             answered.set()
         for stream in self._streams.values():
             stream.lose(self._error())
-        self._servants.cancel_all()
+        self._peers.cancel_all()
 
     # What the peer does.
 
@@ -374,74 +329,12 @@ class Session:
         id_ = message.id
         if id_ == 0 or id_ & 1 != self._peer_parity:
             raise ProtocolError(f"a request with id {id_}, which is not the sender's to give")
-        if id_ in self._servants or id_ in self._assembler:
+        if id_ in self._assembler:
             raise ProtocolError(f"a second request with id {id_} while the first is under way")
-        streams = message.flags & MessageFlag.STREAM
-        if self._going:
-            self._post_error(id_, NodeStoppingError("shutting down: no new requests"))
-        elif len(self._servants) >= self._limits.max_requests or (
-            streams and len(self._streams) >= self._limits.max_streams
-        ):
-            self._post_error(
-                id_, ResourceExhaustedError("too many requests under way on this connection")
-            )
-        elif message.fd is not None and self._fds_held >= self._limits.max_fds:
-            self._post_error(id_, ResourceExhaustedError("too many files under way here"))
+        if (refusal := self._peers.take(message)) is not None:
+            self._post_error(id_, refusal)
         elif message.flags & MessageFlag.MORE:
             self._begin(message)
-        else:
-            self._start(message)
-
-    def _start(self, message: Message) -> None:
-        id_ = message.id
-        head = decode_head(message.head, RequestHead)
-        call = Call(head.method, head.args, message.payload, message.fd)
-        if message.fd is not None:
-            self._fds_held += 1
-            work = partial(self._handle_fd, call, message.fd)
-        elif not message.flags & MessageFlag.STREAM:
-            work = partial(self._handle, call)
-        else:
-            stream = self._streams[id_] = self._new_stream(id_)
-            work = partial(self._handle_stream, id_, call, stream)
-        self._servants.start(Job(id_, call.method, work))
-
-    async def _handle(self, call: Call) -> Reply:
-        if self._handler is None:
-            raise SpearError("this side answers no requests", code="unimplemented")
-        reply = await self._handler(call)
-        if len(reply.payload) > self._limits.max_message:
-            raise ResourceExhaustedError(
-                f"the answer has {len(reply.payload)} bytes; at most"
-                f" {self._limits.max_message} are allowed",
-                retryable=False,
-            )
-        if reply.fd is not None:
-            self._check_fd(reply.payload)
-        return reply
-
-    async def _handle_fd(self, call: Call, fd: OwnedFd) -> Reply:
-        try:
-            return await self._handle(call)
-        finally:
-            self._fds_held -= 1
-            fd.close()
-
-    async def _handle_stream(self, id_: int, call: Call, stream: Stream) -> Reply:
-        try:
-            if self._on_stream is None:
-                raise SpearError("this side serves no streams", code="unimplemented")
-            return await self._on_stream(call, stream)
-        finally:
-            del self._streams[id_]
-            stream.break_(ChannelClosedError("the stream has been answered"))
-
-    async def _respond(self, id_: int, answer: Answer) -> None:
-        flags, head, payload, fd = answer
-        if fd is None:
-            await self._send(MessageKind.RESPONSE, id_, flags, head, payload)
-        else:
-            await self._channel.send(Message(MessageKind.RESPONSE, id_, flags, head, payload, fd))
 
     def _got_response(self, message: Message) -> None:
         id_ = message.id
@@ -498,7 +391,7 @@ class Session:
         if whole is None:
             return
         if whole.kind == MessageKind.REQUEST:
-            self._start(whole)
+            self._peers.start(whole)
         else:
             self._on_kind[whole.kind](whole)
 
@@ -514,7 +407,7 @@ class Session:
             settle(error)
 
     def _got_cancel(self, message: Message) -> None:
-        if not self._servants.cancel(message.id) and message.id in self._assembler:
+        if not self._peers.cancel(message.id) and message.id in self._assembler:
             self._assembler.drop(message.id)
             if message.id:
                 self._post_error(message.id, TaskCancelledError("cancelled by its caller"))
@@ -554,7 +447,7 @@ async def open_session(
     handler: Handler | None = None,
     on_notice: NoticeHandler | None = None,
     on_stream: StreamHandler | None = None,
-    limits: SessionLimits = SessionLimits(),
+    limits: SessionLimits = _LIMITS,
 ) -> AsyncGenerator[Session]:
     """Speak the protocol on ``channel`` while the block lasts; the channel is closed after it.
 

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from spear_core.api import Message, MessageFlag, MessageKind, NodeApi, ObjectApi
+from spear_core.rpc._payloads import CHUNK
 from spear_core.rpc._stream import WINDOW
 from spear_core.rpc.codec import encode_head
 from spear_core.rpc.framing import encode_header
-from spear_core.rpc.session import CHUNK, SessionLimits
+from spear_core.rpc.session import SessionLimits
 
 TEXT = (Path(__file__).parents[3] / "docs" / "wire-format.md").read_text()
 
