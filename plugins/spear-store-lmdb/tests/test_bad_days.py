@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -96,6 +97,38 @@ async def test_a_foreign_environment_is_refused(tmp_path: Path) -> None:
             pass
     with lmdb.open(str(where)) as env, env.begin() as txn:
         assert list(txn.cursor()) == [(b"somebody", b"else")]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+async def test_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """At once: nobody waits for the other end of a pipe."""
+    folder(tmp_path).mkdir(parents=True)
+    make(folder(tmp_path) / "data.mdb")
+    with pytest.raises(StoreCorruptError, match="no regular file"):
+        async with objects(tmp_path):
+            pass
+
+
+async def test_a_power_cut_takes_no_store_that_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of a new one are on the disk, up to the root; once, and none in another mode."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    for durability in ("system", "process"):
+        config = LmdbMetadataConfig(metadata_durability=durability)
+        new = folder(tmp_path / durability, "metadata").resolve()
+        for expected in ([new, *new.parents] if durability == "system" else [], []):
+            synced.clear()
+            async with open_lmdb_metadata(make_context(tmp_path / durability), config) as store:
+                await store.put(b"key", b"value")
+            assert synced == expected
 
 
 async def test_a_foreign_file_is_refused(tmp_path: Path) -> None:

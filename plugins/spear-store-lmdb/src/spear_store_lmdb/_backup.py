@@ -22,7 +22,7 @@ from spear_core.errors import (
 )
 
 from ._disk_errors import disk_trouble
-from ._folder import FORMAT
+from ._folder import FORMAT, sync
 
 __all__ = ["Copied", "backup_directory", "copied", "restore_directory", "take_files"]
 
@@ -72,15 +72,6 @@ def _finish(partial: Path, directory: Path) -> None:
         sync(directory.parent)
     except OSError as exc:
         raise disk_trouble(exc, directory.parent) from exc
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a directory, on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Copied:

@@ -18,7 +18,7 @@ from spear_core.errors import StoreFormatError, StoreInUseError
 from ._disk_errors import damaged_file, disk_trouble
 from ._transaction import Transaction
 
-__all__ = ["FORMAT", "Migration", "opened_folder"]
+__all__ = ["FORMAT", "Migration", "opened_folder", "sync"]
 
 Migration = Callable[[Transaction, Mapping[str, Any]], None]
 """Turns the content of one format into that of the next, in one transaction."""
@@ -145,6 +145,15 @@ def _checked(
     except (lmdb.Error, OSError, ValueError) as exc:
         raise disk_trouble(exc, folder) from exc
     return {"meta": meta, **handles}, FORMAT if version is None else int(version)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a directory, on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_names(folder: Path) -> None:
