@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
-from spear_core.cli._terminal import note, visible, write_line
+from spear_core.cli._terminal import note, one_line, write_line
 
 __all__ = ["Column", "age", "duration", "plain", "print_json", "show", "size"]
 
@@ -40,7 +40,7 @@ def show(
     if as_json:
         print_json(rows)
         return
-    cells = [[visible(column.text(row)) for column in columns] for row in rows]
+    cells = [[one_line(column.text(row)) for column in columns] for row in rows]
     if not rows and nothing:
         note(nothing)
     elif sys.stdout.isatty():
@@ -123,7 +123,7 @@ def age(since: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``0.4 ms``, ``12 ms``, ``3.4 s``, ``5m 10s``."""
+    """``0.4 ms``, ``12 ms``, ``3.4 s``, ``5m 10s``, ``30h 5m``, ``3.5 days``."""
     if seconds is None:
         return "-"
     if seconds < 0.01:
@@ -132,7 +132,11 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)}m {int(seconds % 60)}s"
+    if seconds < 7200:
+        return f"{int(seconds // 60)}m {int(seconds % 60)}s"
+    if seconds < 2 * 86400:
+        return f"{int(seconds // 3600)}h {int(seconds % 3600 // 60)}m"
+    return f"{seconds / 86400:.3g} days"
 
 
 def size(count: int | None) -> str:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import click
 import trio
 
 from spear_core.api import NodeApi, ObjectReader, ObjectStat, TaskInfo
 from spear_core.cli._input import Pieces
+from spear_core.cli._partial_file import Part, open_part, where_to_write
 from spear_core.cli._terminal import note, write_through
 from spear_core.errors import NodeUnreachableError, StoreCorruptError
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Put", "copy_to_stdout", "fetch_output", "get_into_file"]
 
-_BLOCK = 1 << 20
 _COMMIT_S = 60.0
 """A node may have to hash and flush a very large object."""
 _LOOK_S = 1.0
@@ -158,56 +156,30 @@ async def get_into_file(
     :param resume: go on with what an earlier attempt has left, and leave it when this one fails.
     :raises StoreCorruptError: it is not what its checksum says.
     """
+    path = where_to_write(path)
+    wanted = await _stat_of(api, key, version)
+    with open_part(path, wanted, resume=resume) as part:
+        return await _fetch(api, wanted, part)
+
+
+async def _stat_of(api: NodeApi, key: str, version: int | None) -> ObjectStat:
     if version is None:
-        version = (await api.objects.stat(key)).version
-    with _part_of(path, version, resume=resume) as file:
-        return await _fetch(api, key, version, file)
+        return await api.objects.stat(key)
+    async with api.objects.read(key, version=version) as reader:
+        return reader.stat
 
 
-@contextmanager
-def _part_of(path: Path, version: int, *, resume: bool) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that becomes it at the end of the block."""
-    part = path.with_name(f".{path.name}.{version}.part")
-    if resume:
-        _forget_others(path, part)
-    else:
-        part = path.with_name(f".{path.name}.{version}.{os.getpid()}.part")
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
-    try:
-        descriptor = os.open(part, flags, 0o666)
-    except OSError as error:
-        raise click.UsageError(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        with open(descriptor, "r+b") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException as error:
-        if not resume or isinstance(error, StoreCorruptError):
-            with suppress(OSError):
-                part.unlink()
-        raise
-
-
-def _forget_others(path: Path, part: Path) -> None:
-    """Parts of other versions are of no use any more."""
-    ours = re.compile(re.escape(f".{path.name}.") + r"\d+\.part")
-    for other in path.parent.iterdir():
-        if ours.fullmatch(other.name) and other != part:
-            other.unlink()
-            note(f"the object has changed since {other.name} was left; starting anew")
-
-
-async def _fetch(api: NodeApi, key: str, version: int, file: BinaryIO) -> ObjectStat:
-    """The rest of the object, from the end of the file on."""
-    offset = os.fstat(file.fileno()).st_size
-    async with api.objects.read(key, version=version, offset=offset) as reader:
+async def _fetch(api: NodeApi, wanted: ObjectStat, part: Part) -> ObjectStat:
+    """The object, from where the part ends."""
+    key, offset = wanted.key, part.offset
+    async with api.objects.read(key, version=wanted.version, offset=offset) as reader:
         found = reader.stat
         digest = hashlib.sha256() if found.sha256 else None
         if offset:
             note(f"going on after {offset} bytes of {found.size}")
-            await trio.to_thread.run_sync(_hash_part, file, digest)
+            await trio.to_thread.run_sync(part.hash, digest)
         with _progress(key, found.size, done=offset) as bar:
-            await _copy(reader, file, digest, bar)
+            await _copy(reader, part, digest, bar)
         if digest is not None and digest.hexdigest() != found.sha256:
             raise StoreCorruptError(
                 f"object {key!r}: what came is not what was stored (sha256 {digest.hexdigest()}, "
@@ -217,20 +189,7 @@ async def _fetch(api: NodeApi, key: str, version: int, file: BinaryIO) -> Object
     return found
 
 
-async def _copy(reader: ObjectReader, file: BinaryIO, digest: Any, bar: Bar) -> None:
+async def _copy(reader: ObjectReader, part: Part, digest: Any, bar: Bar) -> None:
     async for piece in reader:
-        await trio.to_thread.run_sync(_write, file, digest, piece)
+        await trio.to_thread.run_sync(part.write, digest, piece)
         bar.moved(len(piece))
-
-
-def _write(file: BinaryIO, digest: Any, piece: bytes) -> None:
-    file.write(piece)
-    if digest is not None:
-        digest.update(piece)
-
-
-def _hash_part(file: BinaryIO, digest: Any) -> None:
-    """Also goes to the end of the file."""
-    while block := file.read(_BLOCK):
-        if digest is not None:
-            digest.update(block)

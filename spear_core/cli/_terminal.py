@@ -15,6 +15,7 @@ __all__ = [
     "error",
     "flush_stdout",
     "note",
+    "one_line",
     "visible",
     "warn",
     "write_bytes",
@@ -36,6 +37,12 @@ class OutputFailedError(Exception):
 def visible(text: str) -> str:
     """Text from elsewhere, fit for a terminal: colours stay, other control characters are shown."""
     return _CONTROL.sub(lambda m: m[0] if len(m[0]) > 1 else ascii(m[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """A name or a fact from elsewhere as one line that says what it is: whatever is not printed as
+    itself (an end of a line, a colour, what turns the direction of writing round) is shown."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _say(text: str) -> None:

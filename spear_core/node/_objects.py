@@ -25,6 +25,7 @@ from spear_core.api import (
     StoreUsage,
 )
 from spear_core.errors import InvalidRequestError, ObjectForbiddenError, StoreCorruptError
+from spear_core.stores import check_object_key
 
 __all__ = ["LocalObjects", "StoreSource", "ViewReader", "WithoutOurs", "list_without_ours"]
 
@@ -153,6 +154,7 @@ class LocalObjects(ObjectApi):
 def _check_key(key: str) -> None:
     """What is wrong with a key for any store, the store says."""
     if key.startswith("/"):
+        check_object_key(key.lstrip("/"))
         raise InvalidRequestError(
             f"key {key[:100]!r}: a caller of the node writes every key whole, without a '/' before "
             f"it: {key[:100].lstrip('/')!r}"

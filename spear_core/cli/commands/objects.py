@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +13,14 @@ import click
 
 from spear_core.api import OCTETS, NodeApi, ObjectHolder, ObjectPage, ObjectStat
 from spear_core.cli._client import ask, talk
+from spear_core.cli._exit_codes import OK, exit_code
 from spear_core.cli._interrupt import Interrupt
 from spear_core.cli._listing import Column, age, duration, plain, print_json, show, size
 from spear_core.cli._object_files import Put, copy_to_stdout, get_into_file
 from spear_core.cli._options import DURATION, Options, common_options, json_option, pass_options
-from spear_core.cli._terminal import note, visible, write_line
+from spear_core.cli._tasks import leave
+from spear_core.cli._terminal import error, note, one_line, write_line
+from spear_core.errors import ObjectNotFoundError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +33,9 @@ _COLUMNS: tuple[Column[ObjectStat], ...] = (
     Column("PINNED", lambda o: "*" if o.pinned else ""),
     Column("TYPE", lambda o: o.content_type),
 )
+_MOST_VERSIONS = 10**18 - 1
+"""What a number on a command line may be: enough for ever, and every wire takes it."""
+
 _HOLDER_COLUMNS: tuple[Column[ObjectHolder], ...] = (
     Column("HOLDER", lambda h: h.name or "-"),
     Column("REFS", lambda h: str(h.refs), right=True),
@@ -49,9 +56,9 @@ def command() -> None:
 
 
 def _expected(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
-    if value is None or re.fullmatch(r"[0-9a-f]{64}", value):
-        return value
-    if not value.isdecimal():
+    if value is None or re.fullmatch(r"[0-9a-fA-F]{64}", value):
+        return value and value.lower()
+    if not re.fullmatch(r"[0-9]{1,18}", value):
         raise click.BadParameter(
             "write a version (0: there must be none) or a sha256 in 64 hex digits", ctx, param
         )
@@ -71,7 +78,7 @@ def _print_stat(stat: ObjectStat, *, as_json: bool) -> None:
     if as_json:
         print_json(stat)
     else:
-        write_line(visible(f"{stat.key} is version {stat.version}"))
+        write_line(one_line(f"{stat.key} is version {stat.version}"))
 
 
 @command.command("put")
@@ -133,11 +140,16 @@ def put(
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     metavar="FILE",
-    help="Default: stdout.",
+    help="Default: stdout (`-`).",
 )
-@click.option("--version", type=click.IntRange(min=1), metavar="N", help="Default: the current.")
+@click.option(
+    "--version",
+    type=click.IntRange(min=1, max=_MOST_VERSIONS),
+    metavar="N",
+    help="Default: the current.",
+)
 @click.option(
     "--resume", is_flag=True, help="Go on where an earlier `get -o FILE --resume` was cut off."
 )
@@ -155,6 +167,8 @@ def get(
     spear objects get camera/frame -o frame.png
     spear objects get backup/results.tar | tar x
     """
+    if output == Path("-"):
+        output = None
     if resume and output is None:
         raise click.UsageError("--resume needs --output: what would it go on with?")
 
@@ -210,7 +224,8 @@ def ls(options: Options, prefix: str, after: str | None, limit: int, as_json: bo
     nothing = f"there are no objects that begin with {prefix!r}" if prefix else "no objects yet"
     show(page.objects, _COLUMNS, as_json=as_json, nothing=nothing)
     if page.next_key is not None:
-        note(f"there are more: --after {page.objects[-1].key!r} goes on, --limit shows more")
+        last = one_line(shlex.quote(page.objects[-1].key))
+        note(f"there are more: --after {last} goes on, --limit shows more")
 
 
 _PAGE = 1000
@@ -237,7 +252,7 @@ def stat(options: Options, key: str, as_json: bool) -> None:
     if found.expires_at is not None:
         facts["expires_at"] = f"in {duration(max(0.0, -_seconds_since(found.expires_at)))}"
     for name, value in facts.items():
-        write_line(visible(f"{name:<14} {value}"))
+        write_line(one_line(f"{name:<14} {value}"))
 
 
 def _seconds_since(moment: float) -> float:
@@ -254,17 +269,24 @@ def _seconds_since(moment: float) -> float:
 def rm(options: Options, keys: Sequence[str], expect: int | str | None) -> None:
     """Delete objects, whatever their references and pins.
 
-    Who is reading one reads on to its end.
+    Who is reading one reads on to its end. One that is not there does not keep the others.
     """
     if expect is not None and len(keys) > 1:
         raise click.UsageError("--expect is for one object at a time")
 
-    async def delete(api: NodeApi) -> None:
+    async def delete(api: NodeApi) -> int:
+        code = OK
         for key in keys:
-            await api.objects.delete(key, expect=expect)
-            write_line(visible(f"deleted {key}"))
+            try:
+                await api.objects.delete(key, expect=expect)
+            except ObjectNotFoundError as exc:
+                error(exc.message)
+                code = exit_code(exc.code)
+                continue
+            write_line(one_line(f"deleted {key}"))
+        return code
 
-    ask(options, delete)
+    leave(ask(options, delete))
 
 
 @command.command("pin")
@@ -274,7 +296,7 @@ def rm(options: Options, keys: Sequence[str], expect: int | str | None) -> None:
 def pin(options: Options, key: str) -> None:
     """Keep an object whatever its references."""
     ask(options, lambda api: api.objects.pin(key))
-    write_line(visible(f"{key} is pinned"))
+    write_line(one_line(f"{key} is pinned"))
 
 
 @command.command("unpin")
@@ -285,7 +307,7 @@ def unpin(options: Options, key: str) -> None:
     """Undo `pin`; an object without references is collected then."""
     left = ask(options, lambda api: api.objects.unpin(key))
     what = "is not pinned any more" if left is not None else "had no references, and is collected"
-    write_line(visible(f"{key} {what}"))
+    write_line(one_line(f"{key} {what}"))
 
 
 @command.command("holders")
@@ -320,7 +342,7 @@ def ref(options: Options, key: str, holder: str) -> None:
     From its first reference on, an object lives for as long as it has one, or is pinned.
     """
     found = ask(options, lambda api: api.objects.add_ref(key, holder=holder))
-    write_line(visible(f"{key} has {found.refs} reference{'' if found.refs == 1 else 's'}"))
+    write_line(one_line(f"{key} has {found.refs} reference{'' if found.refs == 1 else 's'}"))
 
 
 @command.command("unref")
@@ -332,9 +354,9 @@ def unref(options: Options, key: str, holder: str) -> None:
     """Give a reference back; with the last one the object is collected, unless it is pinned."""
     left = ask(options, lambda api: api.objects.remove_ref(key, holder=holder))
     if left is None:
-        write_line(visible(f"{key} had no other reference, and is collected"))
+        write_line(one_line(f"{key} had no other reference, and is collected"))
     else:
-        write_line(visible(f"{key} has {left.refs} reference{'' if left.refs == 1 else 's'}"))
+        write_line(one_line(f"{key} has {left.refs} reference{'' if left.refs == 1 else 's'}"))
 
 
 @command.command("df")

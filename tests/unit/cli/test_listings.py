@@ -175,6 +175,9 @@ def test_ages(seconds: float, text: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_durations_and_sizes() -> None:
     found = [duration(s) for s in (0.0004, 0.05, 3.25, 310, None)]
     assert found == ["0.4 ms", "50 ms", "3.2 s", "5m 10s", "-"]
+    assert [duration(s) for s in (108_300, 302_400, 1e300)] == [
+        *("30h 5m", "3.5 days", "1.16e+295 days")
+    ]
     assert [size(n) for n in (0, 1023, 1536, 64 << 20, 3 << 30, None)] == [
         *("0 B", "1023 B", "1.5 KiB", "64 MiB", "3.0 GiB", "-")
     ]

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 import pytest
 import trio
@@ -16,6 +17,8 @@ import trio.testing
 from spear_core.api import ObjectStore
 from spear_core.builtins.memory_store import MemoryObjectStore
 from spear_core.cli._object_files import Put, get_into_file
+from spear_core.cli._partial_file import Part, part_name
+from spear_core.cli._terminal import OutputFailedError
 from spear_core.errors import NodeUnreachableError, ObjectNotFoundError, StoreCorruptError
 from spear_core.node._objects import LocalObjects
 
@@ -125,6 +128,126 @@ async def test_a_version_that_is_gone_cannot_be_resumed(tmp_path: Path) -> None:
     await get_into_file(api, "x", path, resume=True)
     assert path.read_bytes() == b"other"
     assert names(tmp_path) == ["copy"]
+
+
+async def test_two_that_resume_one_file_do_not_mix_it_up(tmp_path: Path) -> None:
+    api: Any = Api(Halting)
+    await api.store.put("x", VALUE)
+    path = tmp_path / "copy"
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def first() -> None:
+            await get_into_file(api, "x", path, resume=True)
+
+        await api.objects.reached.wait()
+        with pytest.raises(click.UsageError, match=r"\.part is being written by another"):
+            await get_into_file(api, "x", path, resume=True)
+        api.objects.go.set()
+    assert path.read_bytes() == VALUE
+    assert names(tmp_path) == ["copy"]
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+async def test_a_part_of_another_object_is_not_taken(tmp_path: Path, hashed: bool) -> None:
+    """Though that has a version 1 as well, and may have no checksum that would show it."""
+    api: Any = Api(Halting)
+    await api.store.put("x", VALUE, hashed=hashed)
+    await api.store.put("y", VALUE[::-1], hashed=hashed)
+    path = tmp_path / "copy"
+    await cut_off(api, lambda: get_into_file(api, "x", path, resume=True))
+    assert len(names(tmp_path)) == 1
+    api.objects.go.set()
+    await get_into_file(api, "y", path, resume=True)
+    assert path.read_bytes() == VALUE[::-1]
+    assert names(tmp_path) == ["copy"]
+
+
+async def test_a_part_of_the_same_version_in_a_store_that_began_anew_is_not_taken(
+    tmp_path: Path,
+) -> None:
+    path, api = tmp_path / "copy", None
+    for value in (VALUE, VALUE[::-1]):
+        api = Api(Halting)
+        await api.store.put("x", value, hashed=False)
+        if value is VALUE:
+            await cut_off(api, lambda api=api: get_into_file(api, "x", path, resume=True))
+    assert api is not None
+    api.objects.go.set()
+    await get_into_file(api, "x", path, resume=True)  # type: ignore[arg-type]
+    assert path.read_bytes() == VALUE[::-1]
+
+
+async def test_a_part_that_is_longer_than_the_object_is_begun_anew(tmp_path: Path) -> None:
+    api: Any = Api()
+    stat = await api.store.put("x", b"short")
+    (tmp_path / part_name(tmp_path / "copy", stat)).write_bytes(b"longer than that")
+    await get_into_file(api, "x", tmp_path / "copy", resume=True)
+    assert (tmp_path / "copy").read_bytes() == b"short"
+    assert names(tmp_path) == ["copy"]
+
+
+async def test_a_damaged_part_is_not_kept(tmp_path: Path) -> None:
+    api: Any = Api()
+    stat = await api.store.put("x", b"as it was stored")
+    (tmp_path / part_name(tmp_path / "copy", stat)).write_bytes(b"AS")
+    with pytest.raises(StoreCorruptError, match="sha256"):
+        await get_into_file(api, "x", tmp_path / "copy", resume=True)
+    assert names(tmp_path) == []
+
+
+async def test_a_file_keeps_its_mode_and_a_link_where_it_leads(tmp_path: Path) -> None:
+    api: Any = Api()
+    await api.store.put("x", b"secret")
+    (tmp_path / "file").touch()
+    (tmp_path / "file").chmod(0o600)
+    (tmp_path / "link").symlink_to("file")
+    await get_into_file(api, "x", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"secret"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert names(tmp_path) == ["file", "link"]
+
+
+async def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """``-o /dev/null``, as root, would leave a machine without."""
+    api: Any = Api()
+    await api.store.put("x", VALUE)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(click.UsageError, match=rf"{name} is no regular file; .* > "):
+            await get_into_file(api, "x", tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+async def test_a_disk_that_is_full_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Part, digest: Any, piece: bytes) -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            write(attrs.evolve(self, file=file), digest, piece)
+
+    write = Part.write
+    monkeypatch.setattr(Part, "write", full)
+    api: Any = Api()
+    await api.store.put("x", b"1")
+    with pytest.raises(OutputFailedError, match="copy cannot be written: No space left"):
+        await get_into_file(api, "x", tmp_path / "copy")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder", "folder/"])
+async def test_a_directory_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    api: Any = Api()
+    await api.store.put("x", b"1")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(click.UsageError, match="is a directory"):
+        await get_into_file(api, "x", Path(name))
+    assert names(tmp_path) == ["folder"]
 
 
 async def test_what_is_not_as_it_was_stored_is_not_kept(tmp_path: Path) -> None:
