@@ -38,7 +38,7 @@ from spear_core.errors import (
 
 __all__ = ["FakeChannels", "FakeHostcalls", "LoggedEntry", "make_context", "open_channels"]
 
-_HANDSHAKE_S = 5.0
+_HANDSHAKE_S = 30.0
 
 
 @attrs.frozen(kw_only=True)

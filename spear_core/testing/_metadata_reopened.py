@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -170,14 +170,20 @@ class MetadataReopened(ABC):
         one has its whole time again, and then ends with its keys."""
         self._needs_durable()
         async with self.open_store(tmp_path) as store:
-            short = await store.grant_lease(self.lease_ttl)
-            living = await store.grant_lease(self.lease_ttl * 1.5)
             kept = await store.grant_lease(60)
             revoked = await store.grant_lease(60)
-            for key, lease in ((b"short", short), (b"1", living), (b"2", living), (b"k", kept)):
-                await store.put(key, b"", lease=lease.id)
+            await store.put(b"k", b"", lease=kept.id)
             await store.put(b"revoked", b"", lease=revoked.id)
             await store.revoke_lease(revoked.id)
+            living = await store.grant_lease(self.lease_ttl * 4)
+            for key in (b"1", b"2"):
+                await store.put(key, b"", lease=living.id)
+            while True:  # again, should the machine stand still for as long as the lease lasts
+                short = await store.grant_lease(self.lease_ttl)
+                await store.keep_alive(living.id)
+                with suppress(LeaseNotFoundError):
+                    await store.put(b"short", b"", lease=short.id)
+                    break
             async with store.watch(b"short") as watch:
                 while (await store.get(b"short")) is not None:
                     with trio.move_on_after(self.lease_ttl / 2):
@@ -191,10 +197,11 @@ class MetadataReopened(ABC):
                     await store.keep_alive(dead.id)
                 with pytest.raises(LeaseNotFoundError):
                     await store.put(b"x", b"", lease=dead.id)
-            assert [item.key for item in (await store.range()).items] == [b"1", b"2", b"k"]
+            now = await store.range()
+            assert [item.key for item in now.items] == [b"1", b"2", b"k"]
             new = await store.grant_lease(60)
             assert new.id not in {short.id, living.id, kept.id, revoked.id}
-            async with store.watch() as watch:
+            async with store.watch(start_revision=now.revision + 1) as watch:
                 changes = (await watch.receive()).changes
             assert [(change.key, change.now) for change in changes] == [(b"1", None), (b"2", None)]
             assert trio.current_time() - opened >= living.ttl * 0.99

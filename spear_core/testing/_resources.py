@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import trio
 
-__all__ = ["Resources", "busy_share"]
+__all__ = ["Resources", "busy_share", "least_busy_share"]
 
 _LOOK_S = 0.02
 
@@ -69,6 +69,19 @@ async def busy_share(*, samples: int = 12, pause: float = 0.04) -> float:
         own += time.thread_time() - begun
         running += _wants_to_run()
     return max(running / samples, own / (samples * pause))
+
+
+async def least_busy_share(*, seconds: float, most: float = 0.5, samples: int = 12) -> float:
+    """:func:`busy_share`, asked again for so many seconds until it is below ``most``.
+
+    What goes on for ever is busy each time. On a loaded machine so is, for a while, what has a
+    little left to do and waits for a processor.
+    """
+    until = trio.current_time() + seconds
+    while (busy := await busy_share(samples=samples)) >= most:
+        if trio.current_time() > until:
+            break
+    return busy
 
 
 def _wants_to_run() -> bool:

@@ -62,7 +62,7 @@ class ObjectStoreContract(StoreVersions, StorePipes, StoreHolders, StoreReopened
     shortest: float = 1.0
     """Seconds to live, or to be silent: so many that a busy machine does not stand still for
     them."""
-    patience: float = 10.0
+    patience: float = 60.0
     """Seconds after which a test that still waits has failed."""
 
     @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -184,11 +184,15 @@ class StoreReopened(ABC):
         is kept stays, and a holder may be silent for its whole time again."""
         self._needs_durable()
         async with self.open_store(tmp_path) as store:
-            for key in ("dying", "kept dying", "silent", "counted", "pinned"):
-                ttl = self.shortest / 2 if "dying" in key else None
+            for key in ("dying", "silent", "counted", "pinned"):
+                ttl = self.shortest / 2 if key == "dying" else None
                 await store.put(key, b"x" * _LARGE, ttl=ttl)
-            for key in ("kept dying", "pinned"):
-                await store.pin(key)
+            await store.pin("pinned")
+            while True:  # again, should the machine stand still for as long as it lives
+                await store.put("kept dying", b"x" * _LARGE, ttl=self.shortest / 2)
+                with suppress(ObjectNotFoundError):
+                    await store.pin("kept dying")
+                    break
             for _ in range(2):
                 await store.add_ref("counted")
             await store.add_ref("silent", holder="silent")

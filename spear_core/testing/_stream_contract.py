@@ -22,7 +22,7 @@ from spear_core.api import (
 )
 from spear_core.errors import ChannelClosedError, SpearError
 from spear_core.testing._promise import promise
-from spear_core.testing._resources import Resources, busy_share
+from spear_core.testing._resources import Resources, least_busy_share
 
 if TYPE_CHECKING:
     from spear_core.testing._runtime_samples import OpenedRuntime, Sample
@@ -200,10 +200,11 @@ class StreamingPromises:
             assert await stream.receive()
             before, of_guest = _own_memory(), instance.statistics().memory_bytes or 0
             await trio.sleep(0.5)
+            busy = await least_busy_share(seconds=self.settling, most=0.7, samples=20)
             grown = _own_memory() - before
             grown += (instance.statistics().memory_bytes or 0) - of_guest
             assert grown < 16 * self.max_streamed, f"{grown} bytes more while nobody received"
-            assert await busy_share(samples=20) < 0.7, "it goes on while nobody receives"
+            assert busy < 0.7, "it goes on while nobody receives"
             await _read(stream, 4 * self.max_streamed)
 
     @promise
@@ -218,7 +219,7 @@ class StreamingPromises:
                         async with instance.stream(_request()) as stream:
                             await stream.send(b"unread")
                             await trio.sleep_forever()
-                    busy = await busy_share()
+                    busy = await least_busy_share(seconds=self.settling)
                 assert busy < 0.5, f"{name} ran in {busy:.0%} of the looks after its stream"
 
     @promise

@@ -15,6 +15,7 @@ pytest.register_assert_rewrite(
     "spear_core.testing._channel_contract",
     "spear_core.testing._check_plugin",
     "spear_core.testing._fd_contract",
+    "spear_core.testing._instance_contract",
     "spear_core.testing._metadata_contract",
     "spear_core.testing._metadata_reopened",
     "spear_core.testing._metadata_watches",
