@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -60,6 +61,7 @@ class Blobs:
         self._holders = 0
         self._held: list[str] = []
         self._going: set[str] = set()
+        self._unlinking = threading.Lock()
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as exc:
@@ -115,12 +117,15 @@ class Blobs:
         await self._recycled.sweep_idle(_IDLE_S)
 
     def makes_room(self, exc: OSError) -> bool:
-        """Whether it is worth another attempt: the disk was full, and files waited on it."""
+        """Whether it is worth another attempt: the disk was full, and has more room now."""
         return exc.errno in (errno.ENOSPC, errno.EDQUOT) and self.make_room()
 
     def make_room(self) -> bool:
-        """Remove what waits for other values, at once; whether anything did."""
-        return self._recycled.clear()
+        """Remove at once what waits for other values, or to be removed; whether anything did."""
+        going = list(self._going)
+        for name in going:
+            self._unlink(name)
+        return self._recycled.clear() or bool(going)
 
     def written(self, name: str, size: int) -> None:
         """A new file is complete."""
@@ -177,9 +182,10 @@ class Blobs:
                 path.unlink()
 
     def _unlink(self, name: str) -> None:
-        with suppress(OSError):
-            self.path(name).unlink()
-        self._going.discard(name)
+        with self._unlinking:  # who comes second finds its room free
+            with suppress(OSError):
+                self.path(name).unlink()
+            self._going.discard(name)
 
     @contextmanager
     def holding(self) -> Iterator[None]:
