@@ -127,6 +127,6 @@ class ClientStream(InvokeStream):
         await self._stream.aclose()
 
 
-def gone(error: ChannelBrokenError) -> NodeUnreachableError:
+def gone(error: ChannelBrokenError | ChannelClosedError) -> NodeUnreachableError:
     """What a client says when its session broke."""
     return NodeUnreachableError(f"the node went away in the middle of a stream: {error}")

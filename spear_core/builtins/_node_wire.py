@@ -37,10 +37,17 @@ from spear_core.api import (
     TaskResult,
 )
 from spear_core.builtins._backup_wire import hear_backup, serve_backup
-from spear_core.builtins._node_streams import ClientStream, relay
+from spear_core.builtins._node_streams import ClientStream, gone, relay
 from spear_core.builtins._objects_client import ObjectsClient
 from spear_core.builtins._objects_wire import PREFIX, answer_objects, serve_objects
-from spear_core.errors import InvalidRequestError, ProtocolError, SpearError, UnsupportedModeError
+from spear_core.errors import (
+    ChannelBrokenError,
+    ChannelClosedError,
+    InvalidRequestError,
+    ProtocolError,
+    SpearError,
+    UnsupportedModeError,
+)
 from spear_core.rpc import Call, Reply, Stream
 from spear_core.rpc.codec import cut_text, decode_head, encode_head
 
@@ -298,7 +305,7 @@ class NodeClient(NodeApi):
     async def stream(self, request: InvokeRequest) -> AsyncGenerator[InvokeStream]:
         if request.payload:
             raise InvalidRequestError("payload: the input of a stream is sent on it")
-        async with self._open_stream("stream", _invoke_arguments(request)) as stream:
+        async with self._stream("stream", _invoke_arguments(request)) as stream:
             told = decode_head(await stream.receive(), dict)
             client = ClientStream(str(told["task_id"]), stream, _response)
             try:
@@ -368,7 +375,7 @@ class NodeClient(NodeApi):
         self, directory: str, *, logs: bool = False, tell: Callable[[str], None] | None = None
     ) -> BackupReport:
         args = {"directory": directory, "logs": logs}
-        async with self._open_stream("backup", args) as stream:
+        async with self._stream("backup", args) as stream:
             return await hear_backup(stream, tell)
 
     async def list_instances(self) -> Sequence[InstanceInfo]:
@@ -382,6 +389,14 @@ class NodeClient(NodeApi):
 
     async def metrics(self) -> NodeMetrics:
         return await self._listing("metrics", {}, NodeMetrics)
+
+    @asynccontextmanager
+    async def _stream(self, method: str, args: dict[str, Any]) -> AsyncGenerator[Stream]:
+        try:
+            async with self._open_stream(method, args) as stream:
+                yield stream
+        except (ChannelBrokenError, ChannelClosedError) as error:
+            raise gone(error) from error
 
     async def _listing(
         self, method: str, args: dict[str, Any], type_: type[T], payload: bytes = b""

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -264,6 +265,11 @@ async def test_a_node_that_is_killed_in_mid_call(tmp_path: Path) -> None:
             assert str(tmp_path) in caught.value.message
             with pytest.raises(NodeUnreachableError):
                 await client.status()
+            with pytest.raises(NodeUnreachableError):
+                await client.backup(str(tmp_path / "backup"))
+            with pytest.raises(NodeUnreachableError):
+                async with client.stream(attrs.evolve(INVOKE, payload=b"")):
+                    pytest.fail("streamed to the dead")
         await process.wait()
     with pytest.raises(NodeUnreachableError, match="no node is running"):
         async with connect(url):
