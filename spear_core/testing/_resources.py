@@ -60,14 +60,20 @@ async def busy_share(*, samples: int = 12, pause: float = 0.04) -> float:
     """In what share of looks something of this process or its descendants was running.
 
     1.0 for one endless loop, however loaded the machine is, since it always wants to run; near 0
-    when all is idle. The calling thread counts by its cpu time, without what looking takes.
+    when all is idle. The calling thread, which runs when anybody looks, counts as running when
+    trio had no reason to wait since the look before; it counts by its cpu time, too, without what
+    looking takes.
     """
-    running, own = 0, 0.0
-    for _ in range(samples):
-        begun = time.thread_time()
-        await trio.sleep(pause)
-        own += time.thread_time() - begun
-        running += _wants_to_run()
+    running, own, waits = 0, 0.0, _Waits()
+    trio.lowlevel.add_instrument(waits)
+    try:
+        for _ in range(samples):
+            begun, waits.seen = time.thread_time(), False
+            await trio.sleep(pause)
+            own += time.thread_time() - begun
+            running += _wants_to_run() or not waits.seen
+    finally:
+        trio.lowlevel.remove_instrument(waits)
     return max(running / samples, own / (samples * pause))
 
 
@@ -82,6 +88,15 @@ async def least_busy_share(*, seconds: float, most: float = 0.5, samples: int = 
         if trio.current_time() > until:
             break
     return busy
+
+
+class _Waits(trio.abc.Instrument):
+    """Whether there was a moment at which no task of trio could go on."""
+
+    seen = False
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.seen = self.seen or timeout > 0
 
 
 def _wants_to_run() -> bool:
