@@ -123,7 +123,7 @@ def shell(desk: Path, text: str) -> tuple[int, str]:
         start_new_session=True,
     ) as process:
         try:
-            printed, _ = process.communicate(timeout=120)
+            printed, _ = process.communicate(timeout=600)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

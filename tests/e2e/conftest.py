@@ -51,7 +51,7 @@ def pid(data: bytes) -> str:
 '''
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, within: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, *, within: float = 120.0) -> Any:
     """The first true value of ``condition``; fails with ``what`` when none comes in time."""
     deadline = time.monotonic() + within
     while not (value := condition()):
@@ -103,7 +103,7 @@ class Home:
         return {**kept, **ours}
 
     def spear(
-        self, *args: str, stdin: bytes = b"", wrapper: Sequence[str] = (), within: float = 60
+        self, *args: str, stdin: bytes = b"", wrapper: Sequence[str] = (), within: float = 120
     ) -> Told:
         """Run a command to its end."""
         done = subprocess.run(
@@ -198,7 +198,7 @@ class NodeProcess:
         found: dict[str, Any] = wait_until(look, f"an instance of {artifact} runs")
         return found
 
-    def stop(self, number: int = signal.SIGTERM, *, within: float = 20) -> int:
+    def stop(self, number: int = signal.SIGTERM, *, within: float = 120) -> int:
         """Send a signal and wait; the exit status."""
         self.process.send_signal(number)
         return self.process.wait(within)

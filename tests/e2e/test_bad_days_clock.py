@@ -57,7 +57,7 @@ def start(home: Any) -> Callable[[], Any]:
 
 def talk(home: Any, what: Callable[[NodeApi], Awaitable[Any]]) -> Any:
     async def talking() -> Any:
-        with trio.fail_after(90):
+        with trio.fail_after(240):
             async with connect(f"unix://{home.state}/node.sock") as api:
                 return await what(api)
 

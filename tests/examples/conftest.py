@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Callable[..., Told]:
     def run(file: Path, *options: str, stdin: bytes = b"") -> Told:
         command = [str(Path(sys.executable).with_name("spear")), "run", str(file), *options]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environ, input=stdin, capture_output=True, timeout=60,
+            command, cwd=tmp_path, env=environ, input=stdin, capture_output=True, timeout=120,
             check=False,
         )  # fmt: skip
         return Told(done.returncode, done.stdout, done.stderr.decode())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 
+from spear_core.cli import _system_log
 from spear_core.node.paths import StatePaths
 
 
@@ -94,24 +98,31 @@ def test_no_system_log(spear: Any, tmp_path: Path) -> None:
 
 
 def test_following_the_system_log_through_a_rotation(
-    spear: Any, system_log: Path, tmp_path: Path
+    spear: Any, system_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write() -> None:
+    """Each step of whoever writes comes while it waits for more, having read what there was."""
+
+    def write() -> Iterator[None]:
         with system_log.open("a") as file:
             file.write(entry("half"))
             file.flush()
-            time.sleep(0.3)
+            yield
             file.write("\n" + entry("late") + "\n")
         system_log.rename(system_log.with_name("system.log.1"))
-        time.sleep(0.1)
+        yield
         system_log.write_text(entry("fresh") + "\n")
-        time.sleep(0.5)
-        os.kill(os.getpid(), 2)
+        yield
+        yield  # by now it has found the new file, and reads it next
+        os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=write)
-    thread.start()
+    writing = write()
+
+    async def step(seconds: float) -> None:
+        next(writing, None)
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(_system_log, "trio", SimpleNamespace(sleep=step))
     told = spear("logs", "--system", "-f", "--state-dir", str(tmp_path / "st"))
-    thread.join()
     assert told.code == 130
     messages = [line.split()[-1] for line in told.text.splitlines()]
     assert messages[-3:] == ["half", "late", "fresh"]
