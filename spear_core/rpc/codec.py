@@ -145,12 +145,14 @@ def encode_head(value: object) -> bytes:
 
     **Raises** :exc:`TypeError` for a value that has no such form, and
     :exc:`~spear_core.errors.InvalidRequestError` for text that is no Unicode: a file name, an
-    argument or a variable that was no UTF-8 to begin with.
+    argument or a variable that was no UTF-8 to begin with; and for a number of more than 64 bits.
     """
     try:
         return _encode(value)
     except UnicodeEncodeError as exc:
         raise InvalidRequestError(f"{exc.object[:200]!r} is not valid Unicode text") from exc
+    except OverflowError as exc:
+        raise InvalidRequestError(f"a number does not fit into 64 bits: {exc}") from exc
 
 
 def encode_small_head(head: dict[str, Any]) -> bytes:

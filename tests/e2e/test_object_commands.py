@@ -55,6 +55,8 @@ def test_arguments_that_make_no_sense(node: Any) -> None:
         told = node.spear("objects", *arguments, stdin=b"y")
         assert (told.status, why in told.err) == (2, True), told.err
     assert node.spear("objects", "get", "d", "-o", "-").out == "x"
+    told = node.spear("invoke", "f", "--input-object", "")
+    assert (told.status, "an object's key has 1 to 400 bytes" in told.err) == (2, True), told.err
 
 
 def test_a_checksum_may_be_written_in_capitals(node: Any) -> None:

@@ -147,8 +147,15 @@ async def test_errors_are_the_stores_own(store: Store) -> None:
     for limit in (0, -1, 10_001, 1 << 40):
         with pytest.raises(InvalidRequestError, match=f"limit: must be 1 to 10000, not {limit}"):
             await objects.list(limit=limit)
-    with pytest.raises(InvalidRequestError, match="no version"):
-        await objects.put("k", b"", expect=1 << 70)
+    for expect in (1 << 70, 1.5, b"1", "\udc80"):
+        with pytest.raises(InvalidRequestError, match="neither a version of an object nor a sha"):
+            await objects.put("k", b"", expect=expect)  # type: ignore[arg-type]
+    for options in ({"ttl": "1"}, {"content_type": "\udc80"}, {"hashed": "no"}):
+        with pytest.raises(InvalidRequestError, match="PutObjectOperation"):
+            await objects.put("k", b"", **options)  # type: ignore[arg-type]
+    for operation in (PutObject(key="\udc80", value=b""), DeleteObject(key="\udc80")):
+        with pytest.raises(InvalidRequestError, match="surrogates not allowed"):
+            await objects.transact([operation])
     await objects.put("k", b"123")
     with pytest.raises(InvalidRequestError, match="offset 4 is not within"):
         async with objects.read("k", offset=4):

@@ -230,6 +230,20 @@ def test_a_mapped_object_lives_as_long_as_anything_made_from_it() -> None:
     view.release()
 
 
+@pytest.mark.parametrize("size", [1, (1 << 20) - 1, (1 << 20) + 1])
+def test_it_is_equal_to_what_has_its_bytes_as_a_small_one_is(size: int) -> None:
+    value = os.urandom(size)
+    got = mapped(file_of(value), ObjectStat(key="k", size=size, version=1))
+    other = mapped(file_of(value), ObjectStat(key="other", size=size, version=2))
+    for same in (value, bytearray(value), memoryview(value), got, other):
+        assert got == same
+        assert same == got
+    for different in (value[:-1] + bytes([value[-1] ^ 1]), value + b"0", value[:-1], "text", None):
+        assert got != different
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(got)
+
+
 def test_a_function_may_return_it() -> None:
     @function
     def give(ctx: Context) -> object:

@@ -67,12 +67,18 @@ class _Call:
             note("interrupted; the task was cancelled")
 
 
+def _named_object(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    if value == "":  # an unset variable of a script is no wish for an empty input
+        raise click.BadParameter("an object's key has 1 to 400 bytes", ctx, param)
+    return value or ""
+
+
 @click.command("invoke")
 @click.argument("function", metavar="NAME[@VERSION][:ENTRY]")
 @input_options
 @click.option(
     "--input-object",
-    default="",
+    callback=_named_object,
     metavar="KEY",
     help="The input is this object of the node's, as it is now.",
 )

@@ -206,6 +206,12 @@ def test_heads_hold_attrs_values_and_ignore_what_is_new() -> None:
         decode_head(encode_head({"function": "f", "timeout_s": "soon"}), InvokeRequest)
 
 
+@pytest.mark.parametrize("number", [1 << 64, -(1 << 63) - 1])
+def test_a_number_that_does_not_fit_is_refused(number: int) -> None:
+    with pytest.raises(InvalidRequestError, match="64 bits"):
+        encode_head({"version": number})
+
+
 def test_a_head_that_no_frame_holds_is_refused() -> None:
     assert len(encode_small_head({"a": "x" * 65000})) > 65000
     with pytest.raises(InvalidRequestError, match="65535"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 from google.protobuf.message import Message
@@ -29,6 +29,7 @@ from spear_transport_grpc._convert import converter
 from spear_transport_grpc._object_messages import (
     check_transaction,
     expectation,
+    filled,
     operation_to_message,
     state_from_message,
 )
@@ -93,7 +94,7 @@ class GrpcObjects(ObjectApi):
         hashed: bool = True,
         size: int | None = None,
     ) -> AsyncGenerator[ObjectWriter]:
-        header = _request(
+        header = filled(
             object_pb2.PutObjectHeader,
             key=key,
             expect=expectation(expect),
@@ -115,7 +116,7 @@ class GrpcObjects(ObjectApi):
     async def read(
         self, key: str, *, version: int | None = None, offset: int = 0
     ) -> AsyncGenerator[ObjectReader]:
-        request = _request(object_pb2.GetObjectRequest, key=key, version=version, offset=offset)
+        request = filled(object_pb2.GetObjectRequest, key=key, version=version, offset=offset)
         async with self._asking.open(_GET) as call:
             await call.send(request.SerializeToString())
             await call.send_eof()
@@ -129,12 +130,12 @@ class GrpcObjects(ObjectApi):
     ) -> tuple[ObjectStat | None, ...]:
         messages = [operation_to_message(each) for each in operations]
         check_transaction(messages)
-        request = _request(object_pb2.TransactObjectsRequest, operations=messages)
+        request = filled(object_pb2.TransactObjectsRequest, operations=messages)
         answer = await self._ask("TransactObjects", request, object_pb2.TransactObjectsResponse)
         return tuple(map(state_from_message, answer.objects))
 
     async def stat(self, key: str) -> ObjectStat:
-        request = _request(object_pb2.StatObjectRequest, key=key)
+        request = filled(object_pb2.StatObjectRequest, key=key)
         return _stat(await self._ask("StatObject", request, object_pb2.ObjectStat))
 
     async def list(
@@ -142,41 +143,41 @@ class GrpcObjects(ObjectApi):
     ) -> ObjectPage:
         if not 1 <= limit <= _MOST_LISTED:  # 0 on the wire is the default
             raise InvalidRequestError(f"limit: must be 1 to {_MOST_LISTED}, not {limit}")
-        request = _request(object_pb2.ListObjectsRequest, prefix=prefix, after=after, limit=limit)
+        request = filled(object_pb2.ListObjectsRequest, prefix=prefix, after=after, limit=limit)
         answer = await self._ask("ListObjects", request, object_pb2.ListObjectsResponse)
         return converter(ObjectPage).decode(answer)
 
     async def add_ref(self, key: str, *, holder: str = "") -> ObjectStat:
-        request = _request(object_pb2.AddReferenceRequest, key=key, holder=holder)
+        request = filled(object_pb2.AddReferenceRequest, key=key, holder=holder)
         return _stat(await self._ask("AddReference", request, object_pb2.ObjectStat))
 
     async def remove_ref(self, key: str, *, holder: str = "") -> ObjectStat | None:
-        request = _request(object_pb2.RemoveReferenceRequest, key=key, holder=holder)
+        request = filled(object_pb2.RemoveReferenceRequest, key=key, holder=holder)
         answer = await self._ask("RemoveReference", request, object_pb2.ObjectState)
         return state_from_message(answer)
 
     async def holders(self, key: str) -> Sequence[ObjectHolder]:
-        request = _request(object_pb2.ListHoldersRequest, key=key)
+        request = filled(object_pb2.ListHoldersRequest, key=key)
         answer = await self._ask("ListHolders", request, object_pb2.ListHoldersResponse)
         return [converter(ObjectHolder).decode(each) for each in answer.holders]
 
     async def pin(self, key: str) -> ObjectStat:
-        request = _request(object_pb2.PinObjectRequest, key=key)
+        request = filled(object_pb2.PinObjectRequest, key=key)
         return _stat(await self._ask("PinObject", request, object_pb2.ObjectStat))
 
     async def unpin(self, key: str) -> ObjectStat | None:
-        request = _request(object_pb2.UnpinObjectRequest, key=key)
+        request = filled(object_pb2.UnpinObjectRequest, key=key)
         return state_from_message(await self._ask("UnpinObject", request, object_pb2.ObjectState))
 
     async def delete(self, key: str, *, expect: int | str | None = None) -> None:
-        request = _request(object_pb2.DeleteObjectRequest, key=key, expect=expectation(expect))
+        request = filled(object_pb2.DeleteObjectRequest, key=key, expect=expectation(expect))
         await self._ask("DeleteObject", request, object_pb2.DeleteObjectResponse)
 
     @asynccontextmanager
     async def watch(
         self, prefix: str = "", *, start_revision: int | None = None
     ) -> AsyncGenerator[trio.abc.ReceiveChannel[ObjectChanges]]:
-        request = _request(
+        request = filled(
             object_pb2.WatchObjectsRequest, prefix=prefix, start_revision=start_revision
         )
         async with self._asking.open(_WATCH) as call:
@@ -193,14 +194,6 @@ class GrpcObjects(ObjectApi):
 
     async def _ask(self, method: str, request: Message, answer: type[M]) -> M:
         return await self._asking.ask(f"ObjectService/{method}", request, answer)
-
-
-def _request(cls: type[M], **fields: Any) -> M:
-    """The message. **Raises** :exc:`InvalidRequestError` for what it has no room for."""
-    try:
-        return cls(**fields)
-    except (ValueError, TypeError) as error:
-        raise InvalidRequestError(f"{cls.__name__}: {error}") from error
 
 
 def _stat(message: object_pb2.ObjectStat) -> ObjectStat:

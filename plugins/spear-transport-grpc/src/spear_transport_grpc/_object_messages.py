@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from spear_core.api import (
     OCTETS,
@@ -23,12 +25,15 @@ __all__ = [
     "check_transaction",
     "expectation",
     "expected",
+    "filled",
     "operation_from_message",
     "operation_to_message",
     "state_from_message",
     "state_to_message",
     "write_settings",
 ]
+
+M = TypeVar("M", bound=Message)
 
 MOST_TRANSACTED = 32 << 20
 """Bytes that the values of one transaction may have together, as ObjectApi says."""
@@ -38,12 +43,22 @@ def expectation(expect: int | str | None) -> object_pb2.ObjectExpectation | None
     """What an object must be, as a message."""
     if expect is None:
         return None
-    if isinstance(expect, str):
-        return object_pb2.ObjectExpectation(sha256=expect)
     try:
+        if isinstance(expect, str):
+            return object_pb2.ObjectExpectation(sha256=expect)
         return object_pb2.ObjectExpectation(version=expect)
-    except ValueError:
-        raise InvalidRequestError(f"expect: {expect} is no version of an object") from None
+    except (ValueError, TypeError):
+        raise InvalidRequestError(
+            f"expect: {expect!r} is neither a version of an object nor a sha256"
+        ) from None
+
+
+def filled(cls: type[M], **fields: Any) -> M:
+    """The message. **Raises** :exc:`InvalidRequestError` for what it has no room for."""
+    try:
+        return cls(**fields)
+    except (ValueError, TypeError) as error:
+        raise InvalidRequestError(f"{cls.__name__}: {error}") from error
 
 
 def expected(message: Any) -> int | str | None:
@@ -71,12 +86,13 @@ def operation_to_message(operation: ObjectOperation) -> object_pb2.ObjectOperati
     """A part of a transaction. **Raises** :exc:`InvalidRequestError` for a file."""
     key, expect = operation.key, expectation(operation.expect)
     if isinstance(operation, DeleteObject):
-        part = object_pb2.DeleteObjectOperation(key=key, expect=expect)
+        part = filled(object_pb2.DeleteObjectOperation, key=key, expect=expect)
         return object_pb2.ObjectOperation(delete=part)
     if isinstance(operation, CheckObject):
-        check = object_pb2.CheckObjectOperation(key=key, expect=expect)
+        check = filled(object_pb2.CheckObjectOperation, key=key, expect=expect)
         return object_pb2.ObjectOperation(check=check)
-    put = object_pb2.PutObjectOperation(
+    put = filled(
+        object_pb2.PutObjectOperation,
         key=key,
         value=_bytes_of(operation),
         expect=expect,

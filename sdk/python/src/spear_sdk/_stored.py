@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _NO_FD: dict[str, Any] = {} if sys.version_info < (3, 13) else {"trackfd": False}
 
+_COMPARED = 1 << 20
+"""Bytes of two values that are compared at a time."""
+
 __all__ = ["InlineObject", "MappedObject", "ObjectStat", "StoredObject", "mapped"]
 
 
@@ -105,6 +108,18 @@ class MappedObject(StoredObject, mmap.mmap):
         return self
 
     __repr__ = StoredObject.__repr__
+
+    def __eq__(self, other: object) -> bool:
+        """By value, as a small one does: which of them it is must not matter."""
+        if not isinstance(other, (bytes, bytearray, memoryview, MappedObject)):
+            return NotImplemented
+        theirs = memoryview(other).cast("B")
+        return len(theirs) == len(self) and all(
+            self[at : at + _COMPARED] == theirs[at : at + _COMPARED]
+            for at in range(0, len(self), _COMPARED)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # that would be to read all of it
 
 
 def mapped(file: Descriptor, stat: ObjectStat) -> StoredObject:
