@@ -284,7 +284,7 @@ async def test_writes_of_one_moment_are_one_commit(tmp_path: Path) -> None:
 
         async def write(number: int) -> None:
             def work(txn: _transaction.Transaction) -> int:
-                gate.wait(5)
+                gate.wait(60)
                 txn.put(b"%d" % number, b"", db=environment["d"])
                 return number
 

@@ -518,7 +518,7 @@ async def test_a_check_ends_when_nobody_waits_or_the_store_is_closed(
 
     def late(check: _object_check.ObjectCheck) -> None:
         trio.from_thread.run_sync(begun.set)
-        go_on.wait(10)
+        go_on.wait(60)
         look(check)
 
     monkeypatch.setattr(_object_check.ObjectCheck, "look", late)

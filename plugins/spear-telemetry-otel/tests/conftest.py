@@ -45,7 +45,7 @@ def collector() -> Iterator[Collector]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             kept.asked.set()
-            kept.answer.wait(60)
+            kept.answer.wait(600)
             if kept.status == 200:
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)

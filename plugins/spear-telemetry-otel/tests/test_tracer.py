@@ -116,8 +116,8 @@ async def test_a_collector_that_hangs_costs_spans_and_no_time(
     config = OtelConfig(
         endpoint=collector.url,
         max_queued_spans=1000,
-        export_timeout_ms=60_000,
-        export_interval_ms=60_000,
+        export_timeout_ms=600_000,
+        export_interval_ms=600_000,
     )
     with caplog.at_level(logging.WARNING, logger=context.log.name):
         async with open_otel_tracer(context, config) as tracer:
@@ -126,7 +126,7 @@ async def test_a_collector_that_hangs_costs_spans_and_no_time(
             await trio.to_thread.run_sync(collector.asked.wait, 30)
             make_spans(tracer, 20_000)  # would wait for ever if any of them did
             started = time.monotonic()
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
     (told,) = [r.getMessage() for r in caplog.records if "lost" in r.getMessage()]
     # 512 are on their way; what does not fit beside the 88 left and 912 more is dropped
     assert "19088 did not fit" in told
@@ -170,7 +170,7 @@ def test_an_exporter_that_raises_does_not_end_the_thread() -> None:
     provider.add_span_processor(export)
     for _ in range(2):
         provider.get_tracer("t").start_span("s").end()
-        export.close(5)
+        export.close(60)
     assert export.failed == 2
     assert (export.exported, export.dropped) == (0, 0)
 

@@ -230,19 +230,19 @@ async def test_a_caller_that_leaves_cancels_its_call(door: Any) -> None:
         nursery.start_soon(door.api.invoke, InvokeRequest(function="sleep"))
         await door.node.sleeping.wait()
         nursery.cancel_scope.cancel()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await door.node.woken.wait()
     assert door.node.cancelled == 1
 
 
 async def test_the_calls_deadline_becomes_the_tasks(door: Any) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await door.api.invoke(InvokeRequest(function="f"))
         await door.api.invoke(InvokeRequest(function="f", timeout_s=3.0))
         await door.api.invoke(InvokeRequest(function="f", mode=ExecutionMode.ASYNC))
     await door.api.invoke(InvokeRequest(function="f"))
     found = [request.timeout_s for _, request in door.node.asked]
-    assert 15 < found[0] < 20
+    assert 30 < found[0] < 60
     assert found[1:] == [3.0, None, None]
 
 

@@ -59,7 +59,7 @@ trio.run(main)
 async def test_a_client_that_gives_no_sign_of_life_is_dropped(
     serve: Any, table_node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listen: str
 ) -> None:
-    monkeypatch.setattr(_server, "_SIGN_OF_LIFE_S", 0.5)
+    monkeypatch.setattr(_server, "_SIGN_OF_LIFE_S", 3.0)
     node = table_node()
     async with serve(tmp_path, node, DoorConfig(listen=(listen,), keepalive_s=1)) as url:
         caller = await trio.lowlevel.open_process([sys.executable, "-c", CALLER, url])

@@ -42,7 +42,7 @@ class Seen:
 
     async def wait(self, what: str, count: int) -> None:
         """Wait until this counter has come so far."""
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while getattr(self, what) < count:
                 await self.changed.wait()
 

@@ -64,14 +64,26 @@ async def test_many_calls_cancelled_at_once(opened) -> None:
         assert await pair.channel.call("/t/Echo", b"still") == b"still"
 
 
-@pytest.mark.alone
-async def test_the_deadline_travels_and_both_sides_keep_it(opened) -> None:
+async def test_the_deadline_travels(opened) -> None:
     async with opened() as pair:
-        with trio.move_on_after(0.4) as scope:
-            await pair.channel.call("/t/Sleep", b"")
-        assert scope.cancelled_caught
-        assert 0.1 < pair.seen.remaining <= 0.401
-        await pair.seen.wait("cancelled", 1)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pair.channel.call, "/t/Sleep", b"")
+                await pair.seen.wait("started", 1)
+                nursery.cancel_scope.cancel()
+        assert 30 < pair.seen.remaining <= 60.001
+
+
+async def test_both_sides_keep_the_deadline(opened) -> None:
+    async with opened() as pair:
+        seconds = 0.2
+        while not pair.seen.started:  # longer, should it be over before the call has arrived
+            seconds *= 2
+            with trio.move_on_after(seconds) as scope:
+                await pair.channel.call("/t/Sleep", b"")
+            assert scope.cancelled_caught
+        assert pair.seen.remaining <= seconds + 0.001
+        await pair.seen.wait("cancelled", pair.seen.started)
 
 
 async def test_without_a_deadline_the_handler_has_none(opened) -> None:

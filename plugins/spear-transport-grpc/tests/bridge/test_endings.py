@@ -37,11 +37,11 @@ trio.run(main)
 
 async def test_stopping_lets_a_call_finish_within_the_grace(opened) -> None:
     got: list[bytes] = []
-    async with opened(grace_s=10) as pair, pair.channel.open_call("/t/EchoStream") as call:
+    async with opened(grace_s=60) as pair, pair.channel.open_call("/t/EchoStream") as call:
         await call.send(b"first")
         assert await call.receive() == b"first"
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pair.server.stop, 10)
+            nursery.start_soon(pair.server.stop, 60)
             await trio.sleep(0.05)
             await call.send(b"during")
             message = await call.receive()
@@ -59,7 +59,7 @@ async def test_stopping_ends_a_stream_after_the_grace(opened) -> None:
     async with opened(grace_s=0.1) as pair:
         async with pair.channel.open_call("/t/SleepStream") as call:
             await pair.seen.wait("started", 1)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await pair.server.stop(0.1)
                 with pytest.raises(RpcError):
                     await call.receive()
@@ -67,7 +67,7 @@ async def test_stopping_ends_a_stream_after_the_grace(opened) -> None:
 
 
 async def test_a_cancelled_server_stops_at_once(opened) -> None:
-    with trio.fail_after(5), trio.CancelScope() as scope:
+    with trio.fail_after(60), trio.CancelScope() as scope:
         async with opened(grace_s=1000) as pair, pair.channel.open_call("/t/SleepStream"):
             await pair.seen.wait("started", 1)
             scope.cancel()
@@ -157,7 +157,7 @@ async def test_opening_and_closing_leaves_nothing(opened) -> None:
     before = Resources.now()
     for _ in range(20):
         await once()
-    assert await Resources.settled(before, seconds=5) == []
+    assert await Resources.settled(before, seconds=30) == []
     assert not [t.name for t in threading.enumerate() if t.name == "spear-grpc"]
 
 
@@ -211,7 +211,7 @@ async def test_ten_thousand_calls_leak_nothing(opened) -> None:
         gc.collect()
         before, memory = Resources.now(), process.memory_info().rss
         await round_of(10_000)
-        assert await Resources.settled(before, seconds=5) == []
+        assert await Resources.settled(before, seconds=30) == []
         gc.collect()
         grown = process.memory_info().rss - memory
         assert grown < 6 << 20, f"{grown} bytes more after 10,000 calls"
@@ -243,7 +243,7 @@ async def test_a_handler_may_end_while_another_task_sends(tmp_path) -> None:
 
     methods = {"/t/Leave": Streaming(leave), "/t/Echo": Unary(echo)}
     port = Port(address=f"unix:{tmp_path}/s")
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with (
             trio.open_nursery() as senders,
             open_server((port,), methods, grace_s=1),
