@@ -15,7 +15,12 @@ from spear_core.api import (
     StoreProblem,
 )
 from spear_core.config import NodeSettings
-from spear_core.errors import SpearError, StoreCorruptError
+from spear_core.errors import (
+    SpearError,
+    StoreCorruptError,
+    StoreFullError,
+    StoreInUseError,
+)
 from spear_core.node._artifact_check import check_artifacts
 from spear_core.node._backup import Telling
 from spear_core.node._finding import Finding
@@ -208,6 +213,9 @@ class _StateCheck:
         try:
             store = await open_()
             await self._check_store(what, owned.plugin_name, store)
+        except (StoreFullError, StoreInUseError) as error:  # says nothing of what is in it
+            self.unchecked.append(f"{what}: {error.message}")
+            return None
         except SpearError as error:
             self._found(f"the {what}", error.message, lost=True)
             return None

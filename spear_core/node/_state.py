@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TO_WRITE_S = 5.0
 """How long somebody who has locked the directory may take to write down who that is."""
 _LONGEST_RUN_DIR = 60
@@ -105,7 +107,8 @@ def _lock(descriptor: int, paths: StatePaths) -> None:
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
     except OSError as error:
-        raise _unusable(paths.root, error) from error
+        if error.errno not in _FULL:  # then nobody is told who it is, and that is all
+            raise _unusable(paths.root, error) from error
 
 
 def _pid_of_holder(descriptor: int) -> int:

@@ -9,11 +9,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
+import lmdb
 import pytest
 import trio
 
@@ -405,6 +407,53 @@ def test_a_volume_that_is_not_mounted(state: State, what: str) -> None:
     shutil.rmtree(state.root / "plugins" / what)
     (state.folder / "volume").rename(state.root / "plugins" / what)
     assert state.fsck() == (0, [], [])
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=16m none "$DISK" && cp -a "$SPEAR_STATE_DIR" "$DISK/state" || exit 99
+dd if=/dev/zero of="$DISK/filler" bs=4096 2>/dev/null
+export SPEAR_STATE_DIR="$DISK/state"
+spear fsck --repair --remove-damaged; echo "status $?"
+rm "$DISK/filler"
+spear fsck --repair --remove-damaged; echo "status $?"
+spear fsck; echo "status $?"
+"""
+
+
+def compact(folder: Path) -> None:
+    """Leave no page free in a store, so that any change needs more of the disk."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent) as copy,
+        lmdb.open(str(folder), max_dbs=20) as environment,
+    ):
+        environment.copy(copy, compact=True)
+        Path(copy, "data.mdb").replace(folder / "data.mdb")
+
+
+def test_a_full_disk_is_no_loss(state: State, mounts: str) -> None:
+    """What cannot be put right for want of room is told, stays, and can be put right later."""
+    state.with_objects(lambda store: store.add_ref("my/small", holder="task/t-gone"))
+    state.blob.unlink()
+    compact(state.store / "objects")
+    (state.folder / "disk").mkdir()
+    path = f"{Path(SPEAR).parent}:{os.environ['PATH']}"
+    ours = {"HOME": str(state.folder), "SPEAR_STATE_DIR": str(state.root), "PATH": path}
+    told = subprocess.run(
+        [*mounts.split(), "sh", "-c", FULL_DISK],
+        env={**os.environ, **ours, "DISK": str(state.folder / "disk")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    full, room, again = told.stdout.split("status ")[:-1]
+    statuses = [part[0] for part in told.stdout.split("status ")[1:]]
+    assert statuses == ["1", "0", "0"], told
+    assert "no room left" in full + told.stderr
+    assert "0 problems, 0 of them lost data" in full
+    assert "'my/large'" in room
+    assert "task/t-gone" in room
+    assert "task/t-gone" not in again
 
 
 def test_the_command_says_what_it_finds(state: State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -71,6 +72,26 @@ def test_a_holder_of_a_moment_ago_has_time_to_say_who_it_is(
         monkeypatch.setattr("time.sleep", lambda seconds: lock.write(b"4711\n"))
         with pytest.raises(NodeAlreadyRunningError, match="pid 4711"), hold_state(paths):
             pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_has_room_for_a_holder_without_a_pid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Else a node could not be started to make room, by deleting objects; other trouble is told."""
+    paths = StatePaths(tmp_path)
+    with hold_state(paths):
+        pass
+
+    def fails(*args: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", fails)
+    with ExitStack() as stack:
+        if number != errno.ENOSPC:
+            stack.enter_context(pytest.raises(ConfigError, match="cannot be used: Read-only"))
+        stack.enter_context(hold_state(paths))
+        assert paths.lock.read_bytes() == b""
 
 
 def test_a_place_that_cannot_be_a_directory_is_refused_with_the_remedy(tmp_path: Path) -> None:
