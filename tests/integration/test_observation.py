@@ -115,7 +115,7 @@ class Collector:
     def wait_for(self, name: str) -> Any:
         """The span of this name."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.named(name), 30), name
+            assert self._changed.wait_for(lambda: self.named(name), 120), name
             return self.named(name)[-1]
 
     def named(self, name: str) -> list[Any]:
@@ -161,7 +161,7 @@ def observed(start_node: Callable[[str], Any], collector: Collector) -> Any:
 
 @asynccontextmanager
 async def talk_to(node: Any) -> AsyncIterator[NodeApi]:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with connect(node.url) as api:
             yield api
 
@@ -192,7 +192,7 @@ def scrape(node: Any) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     ready = " ".join(entry["message"] for entry in system_log(node))
     match = re.search(r"http://127\.0\.0\.1:\d+/metrics", ready)
     assert match, ready
-    with urllib.request.urlopen(match[0], timeout=30) as response:
+    with urllib.request.urlopen(match[0], timeout=60) as response:
         assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
         page = response.read().decode()
     return {
