@@ -63,6 +63,8 @@ class WorkerChannel:
         self._watched = False
         self._epoll = select.epoll()
         self._epoll.register(connection, _DISARMED)
+        self._arrival = select.poll()
+        self._arrival.register(connection, select.POLLIN)
 
     @property
     def max_payload(self) -> int:
@@ -125,6 +127,8 @@ class WorkerChannel:
     def read(self) -> None:
         """Wait for bytes and handle what they complete; for the main thread, when not watched."""
         try:
+            # Who waits in the read itself is woken, too, when the node has taken what was sent.
+            self._arrival.poll()
             if not self._reader.fill():
                 self._node_is_gone()
         except OSError:
