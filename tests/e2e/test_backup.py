@@ -76,11 +76,11 @@ def value_of(key: str, version: int) -> bytes:
     return f"{key} {version} ".encode() * (10 if key.startswith("s") else 20_000)
 
 
-async def load(api: NodeApi, ledger: Ledger, rng: random.Random) -> None:
-    """Ask for this and that, and note what is answered; for ever."""
+async def load(api: NodeApi, ledger: Ledger, rng: random.Random, enough: trio.Event) -> None:
+    """Ask for this and that, and note what is answered, to the last answer."""
 
     async def submit() -> None:
-        while True:
+        while not enough.is_set():
             text = f"{rng.choice([0, 1, 20])} {rng.choice(SIZES)} {rng.getrandbits(60)}"
             if rng.random() < 0.3:
                 text += " " * 100_000  # an input that is an object
@@ -109,16 +109,20 @@ async def load(api: NodeApi, ledger: Ledger, rng: random.Random) -> None:
             await trio.sleep(0.001)
 
     async def put() -> None:
-        while True:
+        while not enough.is_set():
             key = f"{rng.choice('sl')}/{rng.randrange(20)}"
             version = ledger.objects.get(key, 0) + 1
             await api.objects.put(key, value_of(key, version), expect=version - 1)
             ledger.objects[key] = version
             await trio.sleep(rng.uniform(0, 0.01))
 
-    async with trio.open_nursery() as nursery:
-        for each in (submit, submit, hear, hear, put):
-            nursery.start_soon(each)
+    async with trio.open_nursery() as hearing:
+        for each in (hear, hear):
+            hearing.start_soon(each)
+        async with trio.open_nursery() as asking:
+            for each in (submit, submit, put):
+                asking.start_soon(each)
+        hearing.cancel_scope.cancel()
 
 
 async def output_of(api: NodeApi, task: TaskInfo) -> str:
@@ -180,10 +184,11 @@ async def back_up_under_load(
 ) -> list[tuple[Path, Ledger, Ledger]]:
     """Each backup, with what was said before it began and before it had ended."""
     made = []
+    enough = trio.Event()
     async with connect(url) as api, connect(url) as operator:
         await deploy(api)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(load, api, ledger, rng)
+            nursery.start_soon(load, api, ledger, rng, enough)
             for number in range(backups):
                 have = len(ledger.ends)
                 while True:
@@ -192,9 +197,8 @@ async def back_up_under_load(
                         break
                 before = ledger.copy()
                 report = await operator.backup(str(folder / f"backup-{number}"))
-                await trio.sleep(0.05)  # what the node took is told by now
                 made.append((Path(report.path), before, ledger))
-            nursery.cancel_scope.cancel()
+            enough.set()  # what the node took is told before this ends
     return made
 
 
