@@ -101,7 +101,7 @@ def test_a_thread_that_does_not_come_is_not_waited_for(
 def test_it_returns_when_nobody_writes_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its helpers copy one piece each, slowly; the source stays where it is meanwhile."""
     source, target = bytearray(os.urandom(6 * PIECE)), Target(6 * PIECE)
-    gate, both, ended = threading.Event(), threading.Barrier(3), threading.Event()
+    gate, both, ended = threading.Event(), threading.Barrier(4), threading.Event()
     caller, memmove = [0], ctypes.memmove
 
     def slowly(to: int, start: int, size: int) -> None:
@@ -109,7 +109,7 @@ def test_it_returns_when_nobody_writes_any_more(monkeypatch: pytest.MonkeyPatch)
             both.wait(60)
             gate.wait(60)
         else:
-            both.wait(60)  # until each helper has a piece
+            both.wait(60)  # until each helper has a piece, and the test knows
             monkeypatch.setattr(ctypes, "memmove", memmove)
         memmove(to, start, size)
 
@@ -121,6 +121,7 @@ def test_it_returns_when_nobody_writes_any_more(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ctypes, "memmove", slowly)
     thread = threading.Thread(target=copy)
     thread.start()
+    both.wait(60)
     assert not ended.wait(0.2)
     with pytest.raises(BufferError):
         source.clear()
