@@ -110,7 +110,7 @@ class Blobs:
     def close(self) -> None:
         """Let go of what was kept for the next reader, and for the next value."""
         self._maps.close()
-        self._recycled.clear()
+        self._recycled.close()
 
     async def give_back(self) -> None:
         """Remove files that no value has needed for a while, until cancelled."""

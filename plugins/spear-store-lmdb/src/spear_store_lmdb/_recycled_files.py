@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import threading
 from collections import OrderedDict
@@ -13,20 +11,19 @@ from pathlib import Path
 
 import trio
 
-from spear_core.stores import copy_to
-
 from ._delayed import never_on_disk
+from ._file_pages import FilePages, mapped_pages, write_over
 
 __all__ = ["RecycledFiles"]
 
-_LEAST = 2 << 20
-"""Bytes of the smallest file: a new one of less costs little more than all else of a put."""
+_LEAST = 512 << 10
+"""Bytes of the smallest file: a new one of less costs little more than a new name."""
 
 _MOST_KNOWN = 1000
 """Files of which it is known that nobody else has seen them; the oldest are on the disk by now."""
 
-_AT_ONCE = 16 << 20
-"""Bytes in one call: Linux writes at most 2 GiB."""
+_MOST_MAPPED = 16
+"""Files whose pages stay mapped: each has a descriptor."""
 
 _SPARE = 8
 """How often the bytes of a file have to be free on the disk, that it may wait."""
@@ -64,6 +61,8 @@ class RecycledFiles:
         """Bytes of those that nobody else has seen."""
         self._waiting: list[tuple[int, str, int]] = []
         """The turn in which each came, its name and size; the oldest first."""
+        self._pages: OrderedDict[str, FilePages] = OrderedDict()
+        """Of files that have been used again, to be written over once more."""
         self._bytes = 0
         self._turn = 0
         self._tell: Callable[[], object] | None = None
@@ -92,12 +91,14 @@ class RecycledFiles:
         """Somebody else may see that file, from now on and for ever."""
         with self._lock:
             self._known.pop(name, None)
+        self._forget_pages(name)
 
     def put_back(self, name: str) -> bool:
         """No record knows that file any more. Whether it waits now; else it is to be removed."""
         with self._lock:
             size = self._known.pop(name, 0)
         if not size or not self._is_worth_it(name, size):
+            self._forget_pages(name)
             return False
         with self._lock:
             self._waiting.append((self._turn, name, size))
@@ -129,22 +130,22 @@ class RecycledFiles:
         found = self._taken(name, len(value))
         if found is None:
             return False
-        descriptor, size = found
+        old, size = found
         done = False
         try:
-            done = _overwritten(descriptor, size, value)
+            done = self._overwrite(old, name, size, value)
         except OSError:  # whatever it was, the new file tells
             pass
         finally:
-            os.close(descriptor)
             if not done:
+                self._forget_pages(old)
                 self._unlink(name)
         if done:
             self.written(name, len(value))
         return done
 
-    def _taken(self, name: str, size: int) -> tuple[int, int] | None:
-        """The descriptor of a file that waited, and has that name now; and its size."""
+    def _taken(self, name: str, size: int) -> tuple[str, int] | None:
+        """The old name and the size of a file that waited, and has the new name now."""
         with self._lock:
             for place in range(len(self._waiting) - 1, -1, -1):
                 _, old, there = self._waiting[place]
@@ -157,10 +158,34 @@ class RecycledFiles:
             with suppress(OSError):
                 # within the lock: a file either waits, or is not there under its old name
                 os.rename(self._folder / old, self._folder / name)
-                return self._opened(name), there
+                return old, there
+        self._forget_pages(old)
         self._unlink(old)
-        self._unlink(name)
         return None
+
+    def _overwrite(self, old: str, name: str, size: int, value: memoryview) -> bool:
+        """Whether a file of that size has that value now, and nothing of it was ever on a disk."""
+        descriptor = self._opened(name)
+        pages = None
+        try:
+            if not _untouched(descriptor, size):
+                return False
+            if size > len(value):
+                os.ftruncate(descriptor, len(value))
+                size = len(value)
+            pages = self._pages_of(old) or mapped_pages(descriptor, size)
+            write_over(descriptor, size, value, pages)
+            os.fchmod(descriptor, 0o400)
+            if not _untouched(descriptor, len(value)):
+                return False
+            if pages is not None:
+                self._keep_pages(name, pages)
+                pages = None
+            return True
+        finally:
+            os.close(descriptor)
+            if pages is not None:
+                pages.close()
 
     def _opened(self, name: str) -> int:
         path = self._folder / name
@@ -172,8 +197,15 @@ class RecycledFiles:
         with self._lock:
             waiting, self._waiting, self._bytes = self._waiting, [], 0
         for _, name, _ in waiting:
+            self._forget_pages(name)
             self._unlink(name)
         return bool(waiting)
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        self.clear()
+        for name in list(self._pages):
+            self._forget_pages(name)
 
     async def sweep_idle(self, seconds: float) -> None:
         """Remove what has waited for so long, or up to twice that, until cancelled. Nothing
@@ -218,7 +250,27 @@ class RecycledFiles:
             dropped, self._waiting = self._waiting[:most], self._waiting[most:]
             self._bytes -= sum(size for _, _, size in dropped)
         for _, name, _ in dropped:
+            self._forget_pages(name)
             self._remove(name)
+
+    def _keep_pages(self, name: str, pages: FilePages) -> None:
+        """Until the file is seen or removed, or others were used since."""
+        oldest = None
+        with self._lock:
+            self._pages[name] = pages
+            if len(self._pages) > _MOST_MAPPED:
+                _, oldest = self._pages.popitem(last=False)
+        if oldest is not None:
+            oldest.close()
+
+    def _pages_of(self, name: str) -> FilePages | None:
+        """They are the caller's from now on."""
+        with self._lock:
+            return self._pages.pop(name, None)
+
+    def _forget_pages(self, name: str) -> None:
+        if (pages := self._pages_of(name)) is not None:
+            pages.close()
 
     def _unlink(self, name: str) -> None:
         with suppress(OSError):
@@ -229,29 +281,3 @@ def _untouched(descriptor: int, size: int) -> bool:
     """Whether a file has one name, that size, and no place on a disk."""
     status = os.fstat(descriptor)
     return status.st_nlink == 1 and status.st_size == size and never_on_disk(descriptor, size)
-
-
-def _overwritten(descriptor: int, size: int, value: memoryview) -> bool:
-    """Whether a file of that size has that value now, and nothing of it was ever on a disk."""
-    if not _untouched(descriptor, size):
-        return False
-    if size > len(value):
-        os.ftruncate(descriptor, len(value))
-    known = min(size, len(value))
-    _copy(descriptor, value[:known])
-    at = known
-    while at < len(value):
-        at += os.pwrite(descriptor, value[at : at + _AT_ONCE], at)
-    os.fchmod(descriptor, 0o400)
-    return _untouched(descriptor, len(value))
-
-
-def _copy(descriptor: int, value: memoryview) -> None:
-    """To the pages that are there, by several threads, which only a mapping lets at a file at the
-    same time."""
-    with mmap.mmap(descriptor, len(value)) as pages:
-        start = ctypes.c_ubyte.from_buffer(pages)
-        try:
-            copy_to(ctypes.addressof(start), value)
-        finally:
-            del start  # else the mapping could not be closed
