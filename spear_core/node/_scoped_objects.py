@@ -71,7 +71,14 @@ class Scope:
     def _allows(self, whole: str, grants: Sequence[str]) -> bool:
         if whole.startswith(f"{self.artifact}/"):
             return True
-        return not whole.startswith(NODE_OBJECTS) and any(map(whole.startswith, grants))
+        if whole.startswith(NODE_OBJECTS) or not any(map(whole.startswith, grants)):
+            return False
+        if whole.startswith("/"):  # no caller of the node could name it, and so nobody delete it
+            raise InvalidRequestError(
+                f"key {'/' + whole[:100]!r}: one that is written out whole has one '/' before it: "
+                f"{'/' + whole[:100].lstrip('/')!r}"
+            )
+        return True
 
     def _forbidden(self, verb: str, key: str, grants: Sequence[str]) -> ObjectForbiddenError:
         allowed = [f"{self.artifact}/", *dict.fromkeys(grants)][:_NAMED]

@@ -170,6 +170,14 @@ async def test_the_same_value_comes_when_it_is_tried_again(
     assert (output[:5], asked) == (b"first", 2)
 
 
+async def test_a_guest_reads_what_it_has_just_written(guests: Any, store: ObjectStore) -> None:
+    """Also where it had asked with too little room before."""
+    await store.put("key", b"as it was before")
+    numbers, length, output = await results_of(guests, out("get"), put(), out("get"), capacity=3)
+    assert numbers == [ENOSPC, 2, 9]
+    assert output[:length] == b"the value"
+
+
 async def test_stat_and_list_are_compact_json(guests: Any, store: ObjectStore) -> None:
     await store.put("key", b"a value", content_type="text/plain")
     await store.put("kez", b"")

@@ -133,6 +133,16 @@ async def test_a_grant_of_everything_leaves_out_the_nodes_own() -> None:
         await node.scoped.list("/.spear/")
 
 
+async def test_nobody_writes_what_no_caller_of_the_node_could_name() -> None:
+    """Whatever was granted: it would be there for ever."""
+    scoped = Node(ObjectGrants(write=("",))).scoped
+    with pytest.raises(InvalidRequestError, match="one '/' before it: '/x'"):
+        await scoped.put("//x", b"1")
+    with pytest.raises(InvalidRequestError, match="one '/' before it: '/x'"):
+        await scoped.stat("//x")
+    assert (await scoped.list("/", after="//x")).objects == ()
+
+
 async def test_references_are_in_its_tasks_name() -> None:
     node = Node()
     await node.scoped.put("x", b"1")

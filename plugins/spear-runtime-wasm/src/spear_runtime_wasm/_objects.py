@@ -77,6 +77,7 @@ class ObjectCalls:
 
     async def put(self, guest: Guest, key: str, value: memoryview, expect: int) -> int:
         """Write a new version; its number, or `-errno`."""
+        self._kept = None
         head: dict[str, object] = {"key": key}
         if expect >= 0:
             head["expect"] = expect
