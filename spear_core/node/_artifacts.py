@@ -10,12 +10,10 @@ else in a file ``artifacts/names/<name>.json`` (:mod:`spear_core.node._names`).
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 import attrs
@@ -45,33 +43,13 @@ from spear_core.node._artifact_records import (
     settings_of,
 )
 from spear_core.node._code import CodeStore, Staged
+from spear_core.node._dependents import VersionKey, dependents
+from spear_core.node._function_names import check_artifact_name, parse_artifact, parse_function
 from spear_core.node._names import FileNames, NameRecords
 
-__all__ = ["ArtifactStore", "parse_function"]
+__all__ = ["ArtifactStore"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_FUNCTION = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>[0-9]{1,9}|latest))?(?::(?P<entry>.+))?")
 _DEFAULTS = ArtifactConfig()
-_Key = tuple[str, int]
-
-
-@lru_cache(maxsize=1024)  # a node is asked for the same few, over and over
-def parse_function(function: str) -> tuple[str, int | None, str]:
-    """``artifact[@version][:entry]`` → name, version (``None``: the latest), entry.
-
-    :raises InvalidRequestError: it is not of that form.
-    """
-    match = _FUNCTION.fullmatch(function)
-    if match is None:
-        raise InvalidRequestError(
-            f"function {function!r} is not of the form name[@version][:entry]"
-        )
-    version = match["version"]
-    return (
-        match["name"],
-        int(version) if version and version != "latest" else None,
-        match["entry"] or "",
-    )
 
 
 class ArtifactStore:
@@ -91,9 +69,9 @@ class ArtifactStore:
         self.code = CodeStore(root / "code", limits, in_use=self._digests)
         self._records = FileNames(root / "names") if names is None else names
         self._names: dict[str, NameRecord] = {}
-        self._artifacts: dict[_Key, Artifact] = {}
-        self._users: Counter[_Key] = Counter()
-        self._leaving: set[_Key] = set()
+        self._artifacts: dict[VersionKey, Artifact] = {}
+        self._users: Counter[VersionKey] = Counter()
+        self._leaving: set[VersionKey] = set()
         self._preparing: dict[object, ArtifactInfo] = {}
         self._unreadable: dict[str, str] = {}
         self._writing = trio.Lock()
@@ -188,11 +166,7 @@ class ArtifactStore:
         :raises InvalidRequestError: one is not of the form ``name[@version]``.
         """
         for dependency in dependencies:
-            name, number, entry = parse_function(dependency)
-            if entry:
-                raise InvalidRequestError(
-                    f"{who}: the dependency {dependency!r} is not of the form name[@version]"
-                )
+            name, number = parse_artifact(dependency, what=f"{who}: the dependency ")
             try:
                 self._version(name, number)
             except (ArtifactNotFoundError, ArtifactCorruptError) as error:
@@ -207,11 +181,7 @@ class ArtifactStore:
         :raises ArtifactCorruptError: what is stored under this name cannot be read.
         :raises ArtifactError: the disk is full or broken.
         """
-        if not _NAME.fullmatch(upload.name):
-            raise InvalidRequestError(
-                f"artifact name {upload.name!r}: use 1 to 100 letters, digits, '-', '_' and '.', "
-                "beginning with a letter or digit"
-            )
+        check_artifact_name(upload.name)
         self._refuse_unreadable(upload.name)
         return await self.code.stage(upload)
 
@@ -339,9 +309,7 @@ class ArtifactStore:
 
         :raises ArtifactNotFoundError: there is none. :raises InvalidRequestError: malformed.
         """
-        name, number, entry = parse_function(ref)
-        if entry:
-            raise InvalidRequestError(f"{ref!r} is not of the form name[@version]")
+        name, number = parse_artifact(ref)
         version = self._version(name, number)
         return ArtifactDetails(
             info=self._describe(name, version),
@@ -435,30 +403,16 @@ class ArtifactStore:
         self._refuse_missed({(name, a.version) for a in wanted}, what)
         return wanted
 
-    def _refuse_missed(self, gone: set[_Key], what: str) -> None:
+    def _refuse_missed(self, gone: set[VersionKey], what: str) -> None:
         if dependents := self._dependents(gone):
             raise ArtifactInUseError(
                 f"{', '.join(dependents)} depend{'s' if len(dependents) == 1 else ''} on {what}; "
                 "delete that first"
             )
 
-    def _dependents(self, gone: set[_Key]) -> list[str]:
+    def _dependents(self, gone: set[VersionKey]) -> list[str]:
         """Artifacts that would miss a dependency without these versions."""
-        left = {
-            name: {v.version for v in record.versions if (name, v.version) not in gone}
-            for name, record in self._names.items()
-        }
-        touched = {name for name, _ in gone}
-        found = []
-        for key, artifact in self._artifacts.items():
-            for dependency in () if key in gone else artifact.dependencies:
-                name, number, _ = parse_function(dependency)
-                there = left.get(name, set())
-                missing = not there if number is None else number not in there
-                if name in touched and missing and (number is None or (name, number) in gone):
-                    found.append(artifact.ref)
-                    break
-        return sorted(found)
+        return dependents(self._artifacts, gone)
 
     @contextmanager
     def leaving(self, artifacts: Sequence[Artifact]) -> Iterator[None]:

@@ -17,27 +17,7 @@ from spear_core.errors import (
     ArtifactNotFoundError,
     InvalidRequestError,
 )
-from spear_core.node._artifacts import ArtifactStore, parse_function
-
-
-@pytest.mark.parametrize(
-    ("text", "parsed"),
-    [
-        ("f", ("f", None, "")),
-        ("f:main", ("f", None, "main")),
-        ("f@3", ("f", 3, "")),
-        ("f@latest:main", ("f", None, "main")),
-        ("a-b.c@12:x:y", ("a-b.c", 12, "x:y")),
-    ],
-)
-def test_a_function_names_artifact_version_and_entry(text: str, parsed: object) -> None:
-    assert parse_function(text) == parsed
-
-
-@pytest.mark.parametrize("text", ["", ":main", "f@", "f@x", "f:", "@1"])
-def test_a_malformed_function_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequestError, match=r"name\[@version\]"):
-        parse_function(text)
+from spear_core.node._artifacts import ArtifactStore
 
 
 async def test_versions_count_up_and_the_latest_is_meant(
