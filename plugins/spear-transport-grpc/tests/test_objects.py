@@ -367,6 +367,7 @@ async def test_a_write_message_by_message(store: Store) -> None:
         ((CHUNK,), "header: the first message"),
         ((Request(header=NO_EXPECTATION),), "expect: it names neither"),
         ((HEADER, CHUNK), "commit: the call ended without it, after 4 bytes"),
+        ((HEADER, CHUNK, HEADER, COMMIT), "header: a write has one, and 'k' is another"),
         ((HEADER, CHUNK, CHUNK, COMMIT), "commit.size: 4 bytes were sent, it says, but 8 came"),
         ((HEADER, CHUNK, COMMIT, CHUNK), "commit: it is the last message"),
         ((MISHASHED, CHUNK, COMMIT), "what came has " + GOOD),

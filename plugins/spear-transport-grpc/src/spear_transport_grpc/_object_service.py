@@ -188,6 +188,11 @@ async def _take(call: ServerCall, writer: ObjectWriter, sha256: str) -> None:
         message = parsed(object_pb2.PutObjectRequest, data)
         if message.HasField("commit"):
             break
+        if message.HasField("header"):
+            raise InvalidRequestError(
+                f"header: a write has one, and {message.header.key[:100]!r} is another; each object "
+                "is a call of its own"
+            )
         chunk = message.chunk
         if len(chunk) > MAX_CHUNK:
             raise InvalidRequestError(
