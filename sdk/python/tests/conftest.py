@@ -38,7 +38,7 @@ class Node:
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
         self.process = process
         self.connection = connection
-        connection.settimeout(10)
+        connection.settimeout(60)
         self._buffer = bytearray()
         self._number = -1
         self.logs: list[tuple[str, str, str]] = []
@@ -133,7 +133,7 @@ class Node:
 
     def shut_down(self) -> int:
         self.send(NOTICE, 0, {"method": "shutdown", "args": {"grace_s": 1.0}})
-        return self.process.wait(10)
+        return self.process.wait(60)
 
 
 def listener(address: str, directory: Path) -> tuple[socket.socket, str]:
@@ -145,7 +145,7 @@ def listener(address: str, directory: Path) -> tuple[socket.socket, str]:
         server = socket.create_server(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     server.listen()
-    server.settimeout(20)
+    server.settimeout(60)
     return server, url
 
 
@@ -220,7 +220,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def ends_soon() -> Callable[[int], bool]:
-    """Whether a process ends within two seconds, its parent or not."""
+    """Whether a process ends within half a minute, its parent or not."""
 
     def check(pid: int) -> bool:
         try:
@@ -228,7 +228,7 @@ def ends_soon() -> Callable[[int], bool]:
         except ProcessLookupError:
             return True
         try:
-            return bool(select.select([descriptor], [], [], 2.0)[0])
+            return bool(select.select([descriptor], [], [], 30.0)[0])
         finally:
             os.close(descriptor)
 

@@ -122,17 +122,20 @@ class Caller:
             if not frame.flags & MORE:
                 return b"".join(parts)
 
-    def take_all(self) -> int:
-        """Bytes of frames that come without paying for any, until nothing comes for a while."""
-        self.node.connection.settimeout(0.5)
+    def take_all(self, least: int = 0) -> int:
+        """Bytes of frames that come without paying for any: so many, and until nothing comes for a
+        while."""
         taken = 0
+        while taken < least:
+            taken += 16 + len(self.frame().payload)
+        self.node.connection.settimeout(0.5)
         try:
             while True:
                 taken += 16 + len(self.frame().payload)
         except TimeoutError:
             return taken
         finally:
-            self.node.connection.settimeout(10)
+            self.node.connection.settimeout(60)
 
     def grant(self) -> None:
         self.node.send(CREDIT, self.number, {"bytes": self.owed})
@@ -180,9 +183,9 @@ def test_no_more_is_sent_than_was_granted(node: Any, size: int) -> None:
     caller = Caller(node, "flood")
     caller.send(b"%d" % size)
     caller.end()
-    got = caller.take_all()
     piece = min(size, 65_536) + 16
-    assert WINDOW - piece <= got <= WINDOW
+    got = caller.take_all(WINDOW - piece)
+    assert got <= WINDOW
     caller.owed = got
     caller.grant()
     assert caller.frame().kind == DATA
@@ -202,7 +205,7 @@ def test_a_cancellation_closes_the_generator_where_it_is(node: Any, entry: str, 
     if where == "writing":
         for _ in range(3):
             caller.send(bytes(65_536))
-        caller.take_all()
+        caller.take_all(3 * 65_552)
         caller.send(bytes(65_536))  # for which no credit is left on the way back
         assert caller.take_all() == 0
     node.send(CANCEL, caller.number)
@@ -262,11 +265,11 @@ def test_a_node_that_breaks_the_rules_ends_the_worker(node: Any, how: str) -> No
     caller = Caller(node, "never")
     node.read_until("started")
     if how == "too much":
-        with suppress(BrokenPipeError):  # it may have ended by the fourth
+        with suppress(ConnectionError):  # it may have ended by the fourth
             for _ in range(5):
                 caller.send(bytes(65_536))
     else:
         caller.end()
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             caller.send(b"more")
-    assert node.process.wait(10) == 1
+    assert node.process.wait(60) == 1

@@ -56,6 +56,10 @@ _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _CUT_OFF = int(socket.MSG_CTRUNC)
 _ROOM_FOR_FD = socket.CMSG_LEN(_INT.size)
 _TOO_MANY_ON_THEIR_WAY = 109  # ETOOMANYREFS
+_NO_TIME = (
+    "a finalizer or a signal's handler calls the node while this thread is sending to it; "
+    "it can log something then, and no more"
+)
 _PAUSE_S = 0.01
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
@@ -204,11 +208,14 @@ class _TurnLock:
 
     A plain lock, let go, is anybody's, and nearly always its last holder's again, who runs just
     then: a short message would wait for all pieces of a large one.
+
+    Whoever has it may take it again: a finalizer, or a signal's handler, may log something, and
+    strikes wherever a thread is.
     """
 
     def __init__(self) -> None:
-        self._next = threading.Lock()
-        self._lock = threading.Lock()
+        self._next = threading.RLock()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> None:
         with self._next:  # held by the one that waits: who comes back stands behind it
@@ -224,6 +231,10 @@ class FrameWriter:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._lock = _TurnLock()
+        self._in_frame = False
+        """Whether whoever has the lock is in the middle of a frame."""
+        self._late: list[bytes] = []
+        """Frames of those who struck there, in whole messages."""
 
     def send_with_fd(self, number: int, head: bytes, payload: bytes, fd: int) -> None:
         """Send a request with a file descriptor, in one frame. Raises: OSError."""
@@ -231,15 +242,22 @@ class FrameWriter:
         data = _HEADER.pack(length, REQUEST, FD, len(head), number) + head + payload
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(fd))
         with self._lock:
-            while True:
-                try:
-                    sent = self._connection.sendmsg((data,), (rights,))
-                    break
-                except OSError as exc:
-                    if exc.errno != _TOO_MANY_ON_THEIR_WAY:
-                        raise
-                time.sleep(_PAUSE_S)
-            self._connection.sendall(memoryview(data)[sent:])
+            if self._in_frame:
+                raise RuntimeError(_NO_TIME)
+            self._in_frame = True
+            try:
+                while True:
+                    try:
+                        sent = self._connection.sendmsg((data,), (rights,))
+                        break
+                    except OSError as exc:
+                        if exc.errno != _TOO_MANY_ON_THEIR_WAY:
+                            raise
+                    time.sleep(_PAUSE_S)
+                self._connection.sendall(memoryview(data)[sent:])
+            finally:
+                self._in_frame = False
+            self._send_late()
 
     def send(
         self, kind: int, number: int, head: bytes = b"", payload: Buffer = b"", flags: int = 0
@@ -257,13 +275,34 @@ class FrameWriter:
     def _send_frame(self, kind: int, number: int, head: bytes, payload: Buffer, flags: int) -> None:
         size = len(payload)
         start = _HEADER.pack(_REST + len(head) + size, kind, flags, len(head), number) + head
-        if size <= _SMALL:
-            with self._lock:
-                self._connection.sendall(start + payload)
-            return
         with self._lock:
-            sent = self._connection.sendmsg((start, payload))
-            if sent < len(start):
-                self._connection.sendall(start[sent:])
-                sent = len(start)
-            self._connection.sendall(memoryview(payload)[sent - len(start) :])
+            if self._in_frame:
+                if kind == REQUEST:
+                    raise RuntimeError(_NO_TIME)
+                self._late.append(start + payload)
+                return
+            self._in_frame = True
+            try:
+                if size <= _SMALL:
+                    self._connection.sendall(start + payload)
+                else:
+                    self._send_large(start, payload)
+            finally:
+                self._in_frame = False
+            if self._late:
+                self._send_late()
+
+    def _send_large(self, start: bytes, payload: Buffer) -> None:
+        sent = self._connection.sendmsg((start, payload))
+        if sent < len(start):
+            self._connection.sendall(start[sent:])
+            sent = len(start)
+        self._connection.sendall(memoryview(payload)[sent - len(start) :])
+
+    def _send_late(self) -> None:
+        while self._late:
+            self._in_frame = True
+            try:
+                self._connection.sendall(self._late.pop(0))
+            finally:
+                self._in_frame = False

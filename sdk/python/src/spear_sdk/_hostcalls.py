@@ -139,6 +139,7 @@ class Hostcalls:
         for number, pending in list(self._pending.items()):
             if pending.context is context and (pending.blocking or not only_blocking):
                 pending.error = TaskCancelledError("the task was cancelled")
+                pending.done = True  # before it is off the list, where its own thread looks for it
                 self._abandon(number)
                 pending.finish()
 
@@ -158,10 +159,14 @@ class Hostcalls:
         if self.passes_fds:
             args["takes_fd"] = True
         head = pack({"method": "hostcall", "args": args})
-        if fd is None:
-            self._channel.send(f.REQUEST, number, head, payload)
-        else:
-            self._channel.send_with_fd(number, head, payload, fd)
+        try:
+            if fd is None:
+                self._channel.send(f.REQUEST, number, head, payload)
+            else:
+                self._channel.send_with_fd(number, head, payload, fd)
+        except BaseException:
+            self._pending.pop(number, None)
+            raise
         if context.cancelled:  # it may have come before the call was on the list
             self.cancel(context, only_blocking=True)
         return number

@@ -99,7 +99,7 @@ class _TaskWriter(io.TextIOBase):
         self._hostcalls = hostcalls
         self._source = source
         self._begun: dict[Context, str] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer that prints may strike while it is held
 
     def writable(self) -> bool:
         return True
@@ -111,7 +111,7 @@ class _TaskWriter(io.TextIOBase):
         with self._lock:
             *lines, rest = (self._begun.pop(context, "") + text).split("\n")
             if rest:
-                self._begun[context] = rest
+                self._begun[context] = rest + self._begun.pop(context, "")
         for line in lines:
             self._hostcalls.log(context, "info", line, source=self._source)
         return len(text)

@@ -55,13 +55,14 @@ class WorkerStream:
 
     def on_data(self, flags: int, payload: f.Buffer) -> None:
         """A DATA frame came. Raises: ProtocolError."""
-        self._granted -= _HEADER + len(payload)
-        if self._granted < 0 or self._ended:
-            raise f.ProtocolError("more data on a stream than was granted, or after its end")
+        cost, ends = _HEADER + len(payload), bool(flags & f.END_STREAM)
         with self._changed:
-            self._ended = bool(flags & f.END_STREAM)
-            if payload or not self._ended:
+            self._granted -= cost
+            if self._granted < 0 or self._ended:
+                raise f.ProtocolError("more data on a stream than was granted, or after its end")
+            if payload or not ends:
                 self._inbox.append((flags, payload))
+            self._ended = ends  # after what comes before it: who looks, looks without the lock
             self._notify()
 
     def on_credit(self, count: int) -> None:
@@ -139,7 +140,8 @@ class WorkerStream:
         self._consumed += _HEADER + len(payload)
         if self._consumed >= WINDOW // 2 and not self._ended:
             granted, self._consumed = self._consumed, 0
-            self._granted += granted
+            with self._changed:  # whoever reads the channel takes from it at the same time
+                self._granted += granted
             head = _CREDIT + _U64.pack(0xCF, granted)
             self._channel.send(f.CREDIT, self._number, head)
         if not flags & f.MORE and not self._parts:
