@@ -190,8 +190,8 @@ async def _take(call: ServerCall, writer: ObjectWriter, sha256: str) -> None:
             break
         if message.HasField("header"):
             raise InvalidRequestError(
-                f"header: a write has one, and {message.header.key[:100]!r} is another; each object "
-                "is a call of its own"
+                f"header: a write has one, and {message.header.key[:100]!r} is another; each "
+                "object is a call of its own"
             )
         chunk = message.chunk
         if len(chunk) > MAX_CHUNK:
