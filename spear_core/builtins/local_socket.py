@@ -47,8 +47,8 @@ __all__ = ["LocalSocketConfig", "connect", "open_local_socket"]
 _SOCKET = "node.sock"
 _SCHEME = "unix://"
 _HANDSHAKE_S = 30.0
-"""How long either side waits for the other to say who it is. Four hundred clients at once on a busy
-machine take some seconds; a node that is stuck is none that somebody would rather give up on soon."""
+"""How long either side waits for the other to say who it is: hundreds of clients that come at once
+to a busy machine take some seconds."""
 _KNOCK_AGAIN_S = 0.02
 _LAST_ANSWERS_S = 5.0
 """How long requests under way may take to be answered once the node has ended its tasks."""
