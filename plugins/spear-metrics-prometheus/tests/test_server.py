@@ -132,6 +132,7 @@ async def test_a_client_that_dawdles_is_hung_up_on(
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b"GET /metrics HTTP/1.1\r\n")
         assert await read_all(stream) == b""
+    monkeypatch.undo()
     assert b"HTTP/1.1 200" in await ask(port, get())
 
 
