@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from logging import Logger
 
 import trio
@@ -93,9 +91,7 @@ class Executions:
         artifact = task.artifact
         deployment = await self._deployments.get(artifact)
         if artifact.reuse:
-            pooled = await self._borrow(deployment.pool, task)
-            with _lent(deployment.pool, pooled):
-                await self._execute_on(task, pooled.running, cold=pooled.cold)
+            await self._execute_on_lent(task, deployment.pool)
             return
         spec = self._deployments.single_use(artifact)
         async with deployment.runtime.open_instance(spec) as instance:
@@ -104,6 +100,21 @@ class Executions:
                 await self._execute_on(task, instance, cold=True)
             finally:
                 self._deployments.hide(spec)
+
+    async def _execute_on_lent(self, task: Task, pool: InstancePool) -> None:
+        """On an instance of the pool, given back as broken if the execution did not end by
+        itself."""
+        pooled = await self._borrow(pool, task)
+        try:
+            await self._execute_on(task, pooled.running, cold=pooled.cold)
+        except SpearError as error:
+            pool.release(pooled, broken=str(error))
+            raise
+        except BaseException as error:
+            why = f"its execution ended by {type(error).__name__}"
+            pool.release(pooled, broken=why, cancelled=not isinstance(error, Exception))
+            raise
+        pool.release(pooled)
 
     async def _borrow(self, pool: InstancePool, task: Task) -> PooledInstance:
         """An instance; who waits for one keeps no slot from tasks that could run."""
@@ -153,18 +164,3 @@ class Executions:
             await trio.lowlevel.checkpoint()  # see run_in_scope: a store may enter a scope
             kept = await self._objects.keep_output(task, response)
         self._results.finish(task, response, elapsed, kept)
-
-
-@contextmanager
-def _lent(pool: InstancePool, pooled: PooledInstance) -> Iterator[None]:
-    """Give the instance back at the end; as broken, if the execution did not end by itself."""
-    try:
-        yield
-    except SpearError as error:
-        pool.release(pooled, broken=str(error))
-        raise
-    except BaseException as error:
-        why = f"its execution ended by {type(error).__name__}"
-        pool.release(pooled, broken=why, cancelled=not isinstance(error, Exception))
-        raise
-    pool.release(pooled)

@@ -224,12 +224,17 @@ class AgentInstance(StreamingInstance):
 
         :param before: the worker's CPU time when the execution began, if that was looked at.
         """
-        cpu = response.usage.cpu_seconds
+        told = response.usage
+        cpu = told.cpu_seconds
         self._tells_cpu = cpu is not None
         if cpu is None and before is not None and self._concurrency == 1:
             after = self._guest.own_cpu_seconds()
             cpu = None if after is None else after - before
-        usage = attrs.evolve(response.usage, cpu_seconds=cpu, isolation=self._plan.level)
+        usage = ExecutionUsage(
+            cpu_seconds=cpu,
+            peak_memory_bytes=told.peak_memory_bytes,
+            isolation=self._plan.level,
+        )
         size, limit = len(response.payload), self._plan.bounds.output
         if size <= limit:
             return attrs.evolve(response, usage=usage)
