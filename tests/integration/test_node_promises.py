@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -38,23 +39,8 @@ from spear_core.errors import (
     UnsupportedArtifactError,
 )
 
-CAT_WASM = """
-(module
-  (import "wasi_snapshot_preview1" "fd_read"
-    (func $read (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "fd_write"
-    (func $write (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 2)
-  (func (export "_start")
-    (loop $again
-      (i32.store (i32.const 0) (i32.const 64))
-      (i32.store (i32.const 4) (i32.const 65536))
-      (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))
-      (i32.store (i32.const 4) (i32.load (i32.const 16)))
-      (if (i32.load (i32.const 16)) (then
-        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
-        (br $again))))))
-"""
+DATA = Path(__file__).parents[1] / "data"
+CAT_WASM = (DATA / "cat.wat").read_text()
 LOOP_WASM = '(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))'
 AGENT = """
 import time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,71 +30,9 @@ from spear_core.errors import (
     ResourceExhaustedError,
 )
 
-CAT_WAT = """
-(module
-  (import "wasi_snapshot_preview1" "fd_read"
-    (func $read (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "fd_write"
-    (func $write (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 2)
-  (func (export "_start")
-    (loop $again
-      (i32.store (i32.const 0) (i32.const 64))
-      (i32.store (i32.const 4) (i32.const 65536))
-      (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))
-      (i32.store (i32.const 4) (i32.load (i32.const 16)))
-      (if (i32.load (i32.const 16)) (then
-        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
-        (br $again))))))
-"""
-AGENT = """
-import json
-import time
-from collections.abc import AsyncIterator, Iterator
-
-from spear_sdk import Context
-
-
-async def echo(ctx: Context, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in chunks:
-            yield chunk
-    finally:
-        ctx.log.info("echo is over")
-
-
-def plain_echo(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    yield from chunks
-
-
-def three_then_fail(text: str) -> Iterator[str]:
-    for number in range(3):
-        yield f"chunk {number}"
-    raise ValueError(f"after three: {text}")
-
-
-def length(data: bytes) -> str:
-    return str(len(data))
-
-
-async def count(chunks: AsyncIterator[str]) -> dict[str, int]:
-    return {"characters": sum([len(text) async for text in chunks])}
-
-
-def for_ever(ctx: Context, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    number = 0
-    try:
-        while True:
-            number += 1
-            yield bytes(60_000)
-    finally:
-        ctx.log.info("sent %d", number)
-
-
-def reads_nothing(chunks: Iterator[bytes]) -> str:
-    time.sleep(600)
-    return "never"
-"""
+DATA = Path(__file__).parents[1] / "data"
+CAT_WAT = (DATA / "cat.wat").read_text()
+AGENT = (DATA / "stream_agent.py").read_text()
 FILES = {
     "agent": ("agent.py", AGENT, "echo"),
     "command": ("cat.sh", "#!/bin/sh\nexec cat\n", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,45 +17,9 @@ plugin = pytest.importorskip("spear_transport_grpc.plugin")
 ON_THE_WAY = 8 << 20
 """Bytes that windows and buffers of both sides may hold, of a stream of any length."""
 PIECE = 60_000
-AGENT = """
-import time
-from collections.abc import AsyncIterator, Iterator
-from spear_sdk import Context
-
-async def echo(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    async for chunk in chunks:
-        yield chunk
-
-def for_ever(ctx: Context, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    number = 0
-    try:
-        while True:
-            number += 1
-            yield bytes(60_000)
-    finally:
-        ctx.log.info("sent %d", number)
-
-def reads_nothing(chunks: Iterator[bytes]) -> str:
-    time.sleep(600)
-    return "never"
-"""
-CAT_WAT = """
-(module
-  (import "wasi_snapshot_preview1" "fd_read"
-    (func $read (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "fd_write"
-    (func $write (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 2)
-  (func (export "_start")
-    (loop $again
-      (i32.store (i32.const 0) (i32.const 64))
-      (i32.store (i32.const 4) (i32.const 65536))
-      (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))
-      (i32.store (i32.const 4) (i32.load (i32.const 16)))
-      (if (i32.load (i32.const 16)) (then
-        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))
-        (br $again))))))
-"""
+DATA = Path(__file__).parents[1] / "data"
+AGENT = (DATA / "stream_agent.py").read_text()
+CAT_WAT = (DATA / "cat.wat").read_text()
 EARLY = "#!/bin/sh\necho early\nexec >&-\nwc -c >&2\n"
 FILES = {
     "agent": ("agent.py", AGENT),
