@@ -12,9 +12,15 @@ from typing import Any
 import pytest
 
 from spear_core.api import ObjectStat, ObjectStore, StoreMaintenance
-from spear_core.errors import StoreCorruptError
+from spear_core.errors import ObjectNotFoundError, StoreCorruptError
 from spear_core.testing import make_context
-from spear_store_lmdb import LmdbObjectsConfig, _objects, _records, open_lmdb_objects
+from spear_store_lmdb import (
+    LmdbObjectsConfig,
+    _object_reader,
+    _objects,
+    _records,
+    open_lmdb_objects,
+)
 from spear_store_lmdb._mapped_files import MappedFiles, WrongSizeError
 from spear_store_lmdb._records import pack
 from spear_store_lmdb._verified import VerifiedValues
@@ -197,6 +203,41 @@ async def test_a_mapped_file_is_cut_off(tmp_path: Path) -> None:
             async with store.open("k"):
                 pass
         await store.delete("k")
+
+
+# ---- records
+
+
+async def test_a_record_is_what_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it was read before it changed, and however few are kept."""
+    monkeypatch.setattr(_object_reader, "_MOST_KNOWN", 2)
+    async with objects(tmp_path, inline_bytes=100) as store:
+        for version in range(1, 4):
+            for key in "abc":
+                value = bytes([version]) * (50 if key == "a" else 200)
+                await store.put(key, value)
+            await store.pin("a")
+            for _ in range(2):
+                for key in "abc":
+                    stat, value = await store.get(key)
+                    assert stat == await store.stat(key)
+                    assert (stat.version, value[0], stat.pinned) == (version, version, key == "a")
+                    assert len(store.reader._known) <= 2  # type: ignore[attr-defined]
+        await store.delete("a")
+        with pytest.raises(ObjectNotFoundError):
+            await store.get("a")
+
+
+async def test_no_more_bytes_of_records_are_kept_than_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_object_reader, "_MOST_BYTES", 100_000)
+    async with objects(tmp_path) as store:
+        for number in range(20):
+            await store.put(f"{number % 3}", bytes([number]) * 30_000)
+            assert (await store.get(f"{number % 3}"))[1] == bytes([number]) * 30_000
+            known = store.reader._known  # type: ignore[attr-defined]
+            assert sum(len(raw) for _, raw in known.values()) <= 100_000
 
 
 # ---- values in records

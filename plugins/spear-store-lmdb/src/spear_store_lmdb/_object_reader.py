@@ -17,6 +17,11 @@ from ._transaction import Transaction, ViewCursor
 __all__ = ["ObjectReader"]
 
 
+_MOST_KNOWN = 256
+_MOST_BYTES = 4 << 20
+"""Records that are kept as they were read last, and their bytes."""
+
+
 class ObjectReader:
     """Reads records of the last commit, and those of old versions that somebody keeps."""
 
@@ -24,6 +29,9 @@ class ObjectReader:
         self._environment = environment
         self._objects = environment["objects"]
         self._versions = versions
+        self._known: dict[str, tuple[Record, bytes]] = {}
+        self._known_bytes = 0
+        """Of all that has come into it, also where something else has its place now."""
 
     def revision(self, txn: Transaction) -> int:
         """The last one of that transaction."""
@@ -63,7 +71,14 @@ class ObjectReader:
     def read(self, key: str) -> tuple[Record, bytes]:
         """Likewise, and what it says."""
         raw = self.raw(key)
-        return unpack(key, raw), raw
+        known = self._known.get(key)
+        if known is not None and known[1] == raw:  # a tenth of the time that taking it apart takes
+            return known
+        found = self._known[key] = unpack(key, raw), raw
+        self._known_bytes += len(raw)
+        if len(self._known) > _MOST_KNOWN or self._known_bytes > _MOST_BYTES:
+            self._known, self._known_bytes = {}, 0
+        return found
 
     def find(self, key: str, version: int | None) -> tuple[Record, bytes]:
         """The current version, or another that somebody keeps."""
