@@ -163,6 +163,43 @@ async def test_what_is_printed_and_logged_belongs_to_the_execution(
         }
 
 
+async def test_the_end_of_a_line_does_not_have_to_be_printed(
+    single, echo, make_request, hostcalls, start
+) -> None:
+    async with single(echo, **start) as instance:
+        instance.stdout.feed(b"all but its end")  # as it does with what comes while the code runs
+        await call(instance, make_request, "main")
+        assert hostcalls.lines("stdout") == ["all but its end"]
+
+
+@pytest.mark.parametrize("told", [None, 42.0])
+async def test_the_cpu_time_of_an_execution_is_told_or_measured(
+    single, place, make_request, start, told: float | None
+) -> None:
+    usage = {} if told is None else {"cpu_seconds": told}
+    artifact = place.artifact(
+        "busy.py",
+        f"""
+        import time
+        from spear_sdk import _worker, function
+        from spear_sdk._msgpack import pack
+
+        usage = pack("usage") + pack({usage!r})
+        _worker.Worker._usage_head = lambda self: usage
+
+        @function
+        def busy() -> None:
+            until = time.process_time() + 0.01
+            while time.process_time() < until:
+                pass
+        """,
+    )
+    async with single(artifact, **start) as instance:
+        for _ in range(2):
+            spent = (await call(instance, make_request, "busy")).usage.cpu_seconds
+            assert spent >= 0.01 if told is None else spent == told
+
+
 async def test_nothing_of_the_nodes_environment_leaks(
     single, place, make_request, start, monkeypatch
 ) -> None:
