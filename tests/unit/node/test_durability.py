@@ -62,6 +62,14 @@ async def in_background(api: NodeApi, function: str = "f", **request: Any) -> st
     return (await api.invoke(asked)).task.task_id
 
 
+async def begun(api: NodeApi, upload: ArtifactUpload = UPLOAD, **request: Any) -> str:
+    """Deploy, and have a task of it that its guest has begun with."""
+    await api.deploy(upload)
+    task_id = await in_background(api, upload.name, **request)
+    await trio.testing.wait_all_tasks_blocked()
+    return task_id
+
+
 async def test_every_kind_of_task_is_accounted_for(
     open_steered_node: Any, runtime: Any, disk: Any
 ) -> None:
@@ -111,9 +119,7 @@ async def test_queued_tasks_run_in_their_order(
 ) -> None:
     runtime.behaviour = hang
     async with open_steered_node(ONE_AT_A_TIME, disk=disk) as node:
-        await node.api.deploy(UPLOAD)
-        await in_background(node.api)
-        await trio.testing.wait_all_tasks_blocked()
+        await begun(node.api)
         queued = [await in_background(node.api, payload=b"%d" % n) for n in range(300)]
         crashed = await disk.copy()
 
@@ -164,9 +170,7 @@ async def test_an_idempotency_key_finds_its_task_again(
     keyed = InvokeRequest(function="f", payload=b"x", idempotency_key="k", caller="me")
     runtime.behaviour = hang
     async with open_steered_node(ONE_AT_A_TIME, disk=disk) as node:
-        await node.api.deploy(UPLOAD)
-        await in_background(node.api)
-        await trio.testing.wait_all_tasks_blocked()
+        await begun(node.api)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.api.invoke, keyed)
             await trio.testing.wait_all_tasks_blocked()
@@ -404,9 +408,7 @@ async def test_inputs_and_outputs_of_any_size_are_there_again_and_leave_nothing_
     runtime.behaviour = hang
     config = attrs.evolve(ONE_AT_A_TIME, tasks=TaskConfig(keep_finished=2))
     async with open_steered_node(config, disk=disk) as node:
-        await node.api.deploy(UPLOAD)
-        await in_background(node.api)
-        await trio.testing.wait_all_tasks_blocked()
+        await begun(node.api)
         task_id = await in_background(node.api, payload=b"a" * size)
         crashed = await disk.copy()
 
@@ -467,9 +469,7 @@ async def test_children_end_with_a_parent_that_was_lost(
 ) -> None:
     runtime.behaviour = hang
     async with open_steered_node(ONE_AT_A_TIME, disk=disk) as node:
-        await node.api.deploy(UPLOAD)
-        parent = await in_background(node.api)
-        await trio.testing.wait_all_tasks_blocked()
+        parent = await begun(node.api)
         child = await in_background(node.api, parent_task_id=parent)
         free = await in_background(node.api, parent_task_id=parent, detached=True)
         crashed = await disk.copy()
@@ -486,9 +486,7 @@ async def test_a_deadline_goes_on_while_the_node_is_away(
 ) -> None:
     runtime.behaviour = hang
     async with open_steered_node(ONE_AT_A_TIME, disk=disk) as node:
-        await node.api.deploy(UPLOAD)
-        await in_background(node.api)
-        await trio.testing.wait_all_tasks_blocked()
+        await begun(node.api)
         soon = await in_background(node.api, timeout_s=60)
         late = await in_background(node.api, timeout_s=6000)
         crashed = await disk.copy()
@@ -577,9 +575,7 @@ async def test_logs_go_on_where_they_were(
 
     runtime.behaviour = talk
     async with open_steered_node(QUICK, disk=disk) as node:
-        await node.api.deploy(TWICE)
-        task_id = await in_background(node.api, "twice")
-        await trio.testing.wait_all_tasks_blocked()
+        task_id = await begun(node.api, TWICE)
         crashed = await disk.copy()
         log = tmp_path / f"state/logs/tasks/{task_id}.log"
         written = log.read_bytes()
