@@ -249,8 +249,10 @@ def test_a_get_that_is_cut_off_leaves_no_half_file_and_can_be_resumed(
     (home.folder / "copy").write_text("before")
     cut = get(home, most=MUCH // 3)
     assert (cut.returncode, b"copy cannot be written: " in cut.stderr) == (7, True)
+    assert b"with --resume what has come would be" in cut.stderr
     assert ((home.folder / "copy").read_text(), parts(home)) == ("before", [])
-    assert get(home, "--resume", most=MUCH // 3).returncode == 7
+    cut = get(home, "--resume", most=MUCH // 3)
+    assert (cut.returncode, b"what has come is kept" in cut.stderr) == (7, True)
     (part,) = parts(home)
     assert 0 < part.stat().st_size <= MUCH // 3
     assert (home.folder / "copy").read_text() == "before"

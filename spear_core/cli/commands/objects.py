@@ -5,7 +5,8 @@ from __future__ import annotations
 import mimetypes
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +20,8 @@ from spear_core.cli._listing import Column, age, duration, plain, print_json, sh
 from spear_core.cli._object_files import Put, copy_to_stdout, get_into_file
 from spear_core.cli._options import DURATION, Options, common_options, json_option, pass_options
 from spear_core.cli._tasks import leave
-from spear_core.cli._terminal import error, note, one_line, write_line
-from spear_core.errors import ObjectNotFoundError
+from spear_core.cli._terminal import OutputFailedError, error, note, one_line, write_line
+from spear_core.errors import NodeUnreachableError, ObjectNotFoundError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -177,12 +178,26 @@ def get(
             if output is None:
                 await copy_to_stdout(api, key, version)
             else:
-                await get_into_file(api, key, output, version=version, resume=resume)
+                with _saying_what_is_kept(resume=resume):
+                    await get_into_file(api, key, output, version=version, resume=resume)
         if interrupt.happened and output is not None:
             kept = "; --resume goes on from here" if resume else "; nothing was written"
             note(f"interrupted{kept}")
 
     talk(options, work)
+
+
+@contextmanager
+def _saying_what_is_kept(*, resume: bool) -> Iterator[None]:
+    """Of a file that cannot be written to its end, for a reason that may pass."""
+    try:
+        yield
+    except (NodeUnreachableError, OutputFailedError):
+        if resume:
+            note("what has come is kept; the same command goes on from there")
+        else:
+            note("nothing was kept; with --resume what has come would be")
+        raise
 
 
 @command.command("ls")
