@@ -163,6 +163,18 @@ async def test_what_is_printed_and_logged_belongs_to_the_execution(
         }
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+async def test_what_lies_in_a_pipe_is_taken_before_an_answer_is_given(
+    single, echo, make_request, hostcalls, start, name: str
+) -> None:
+    async with single(echo, **start) as instance:
+        pid = int((await call(instance, make_request, "pid")).payload)
+        number = {"stdout": 1, "stderr": 2}[name]
+        Path(f"/proc/{pid}/fd/{number}").write_text("in the pipe")
+        instance._drain()  # nobody else has had a turn to read it
+        assert hostcalls.lines(name) == ["in the pipe"]
+
+
 async def test_the_end_of_a_line_does_not_have_to_be_printed(
     single, echo, make_request, hostcalls, start
 ) -> None:
