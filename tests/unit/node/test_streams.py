@@ -157,7 +157,9 @@ async def test_an_instance_that_does_not_stream_fails_the_task(
     assert "cannot stream" in response.message
 
 
-@pytest.mark.parametrize(("field", "value"), [("payload", b"x"), ("idempotency_key", "k")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("payload", b"x"), ("input_object", "k"), ("idempotency_key", "k")]
+)
 async def test_what_makes_no_sense_in_a_stream(open_api: Any, field: str, value: Any) -> None:
     async with open_api() as api:
         with pytest.raises(InvalidRequestError, match=field):
