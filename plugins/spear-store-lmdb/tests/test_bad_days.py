@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
 import sys
 import threading
+import weakref
+from array import array
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ import trio.testing
 
 from spear_core.api import MetadataStore, ObjectStore, PutObject
 from spear_core.errors import (
+    ObjectConflictError,
     ObjectNotFoundError,
     StoreCorruptError,
     StoreFormatError,
@@ -325,6 +329,34 @@ async def test_a_job_with_a_bug_concerns_itself_only(tmp_path: Path) -> None:
         with environment.reading() as txn:
             keys = [key for key, _ in txn.cursor(db=environment["d"])]
         assert keys == [b"0", b"2", b"4", b"6", b"8"]
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000])
+async def test_a_value_that_is_refused_is_not_kept(tmp_path: Path, size: int) -> None:
+    """Nor until the garbage collector comes by, which it seldom does in a node: who tries again and
+    again against others would fill the memory."""
+    refs = []
+
+    async def refused(store: ObjectStore) -> None:
+        value = array("B", bytes(size))
+        refs.append(weakref.ref(value))
+        try:
+            await store.put("key", value, expect=7)
+        except ObjectConflictError:
+            return
+        raise AssertionError("it was written")
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with objects(tmp_path) as store:
+            for _ in range(3):
+                await refused(store)
+            await store.put("other", b"")  # the writer's thread is done with the others
+            await trio.testing.wait_all_tasks_blocked()
+            assert [ref() for ref in refs] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_the_store_full_of_its_own_limit_says_which_setting(tmp_path: Path) -> None:

@@ -156,7 +156,9 @@ class BatchWriter:
             except Exception as exc:  # barrier: one job, or the disk
                 if number < 0 or isinstance(exc, (lmdb.Error, OSError)):
                     return [outcome.Error(disk_trouble(exc, self._folder))] * len(batch)
-                broken[number] = outcome.Error(exc)
+                # with the traceback, where it is a bug
+                refusal = isinstance(exc, SpearError)
+                broken[number] = _refused(exc) if refusal else outcome.Error(exc)
 
     @staticmethod
     def _attempt(job: _Job, txn: Transaction) -> outcome.Outcome[Any]:
@@ -165,7 +167,7 @@ class BatchWriter:
         except StoreCorruptError:
             raise  # perhaps in the midst of its changes: all of them go, and then the others again
         except SpearError as exc:
-            return outcome.Error(exc)
+            return _refused(exc)
 
     def _grow(self) -> None:
         """Double the map. On trio's thread, where no read is going on, and with no write open."""
@@ -180,6 +182,12 @@ class BatchWriter:
                 # several callers may have one error, and each adds its own traceback
                 result = outcome.Error(_copied(result.error))
             trio.lowlevel.reschedule(job.task, result)
+
+
+def _refused(error: Exception) -> outcome.Outcome[Any]:
+    """Without the traceback: its frames have this outcome, and the value that was to be written,
+    which would all stay until the garbage collector comes by."""
+    return outcome.Error(error.with_traceback(None))
 
 
 def _copied(error: BaseException) -> BaseException:
