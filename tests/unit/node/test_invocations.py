@@ -145,6 +145,7 @@ async def test_a_child_ends_no_later_than_its_parent(
         )
         bound = await node.api.invoke(child)
         free = await node.api.invoke(attrs.evolve(child, detached=True))
+        assert bound.estimated_completion_ms <= 10_000 < free.estimated_completion_ms
         await trio.sleep(20)
         states = [
             (await node.api.get_task(answer.task.task_id)).state for answer in (parent, bound, free)
