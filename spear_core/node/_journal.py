@@ -110,7 +110,7 @@ class TaskEntry:
     """What is on disk of one task, or on its way there."""
 
     _journal: TaskJournal
-    _task: Task
+    _task: Task = attrs.field(repr=False)
     attached: bool
     number: int
     input: Place = Place.NOWHERE
@@ -118,6 +118,10 @@ class TaskEntry:
     _accepted: Write | None = None
     _last: Write | None = None
     _forgotten: bool = False
+    _id: str = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._id = self._task.id
 
     # Acceptance ----------------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class TaskEntry:
                 await self._put_object("output", result.output)
             except SpearError as error:
                 last.tell(error)
-                self._journal.log.error("task %s: its output: %s", self._task.id, error)
+                self._journal.log.error("task %s: its output: %s", self._id, error)
                 await trio.sleep(_AGAIN_S)
             else:
                 break
@@ -251,7 +255,7 @@ class TaskEntry:
             try:
                 await self._last.wait()
             except SpearError as error:
-                raise _not_written(self._task, error) from error
+                raise _not_written(self._id, error) from error
 
     def refused(self) -> None:
         """The acceptance was not written, so nothing is on disk but perhaps the input."""
@@ -262,7 +266,7 @@ class TaskEntry:
     def forget(self) -> None:
         """The task is not kept any longer."""
         self._forgotten = True
-        task_id = self._task.id.encode()
+        task_id = self._id.encode()
         changes: list[MetadataChange] = [DeleteKey(key=TASKS + task_id)]
         if self.input is Place.RECORD:
             changes.append(DeleteKey(key=INPUTS + task_id))
@@ -271,6 +275,8 @@ class TaskEntry:
         self._submit(changes)
         if Place.OBJECT in (self.input, self.output):
             self._journal.background.start_soon(self._drop_forgotten)
+        # each would keep the other, with all that it has, until the garbage collector comes by
+        del self._task
 
     async def gone(self) -> None:
         """Wait until what is known of the task, or that it is forgotten, is on disk; for as long
@@ -288,7 +294,7 @@ class TaskEntry:
         promised: Write | None = None,
     ) -> Write:
         writer = self._journal.writer
-        self._last = writer.submit(self._task.id, changes, keep=keep, promised=promised)
+        self._last = writer.submit(self._id, changes, keep=keep, promised=promised)
         return self._last
 
     def _draft(self, state: TaskState) -> None:
@@ -339,11 +345,11 @@ class TaskEntry:
     # Objects -------------------------------------------------------------------------------------
 
     async def _put_object(self, what: str, value: bytes) -> None:
-        key = object_key(self._task.id, what)
+        key = object_key(self._id, what)
         try:
             objects = await self._journal.objects()
             await objects.put(key, value, hashed=False)
-            await objects.add_ref(key, holder=holder(self._task.id))
+            await objects.add_ref(key, holder=holder(self._id))
         except Exception as raised:  # barrier: the store
             raise as_spear_error(raised, "the object store", self._journal.log) from raised
 
@@ -369,12 +375,12 @@ class TaskEntry:
             objects = await self._journal.objects()
             for name in names:
                 try:
-                    await objects.delete(object_key(self._task.id, name))
+                    await objects.delete(object_key(self._id, name))
                 except ObjectNotFoundError:
                     continue
         except Exception as raised:  # barrier: the store
             error = as_spear_error(raised, "the object store", self._journal.log)
-            self._journal.log.warning("task %s: its objects stay: %s", self._task.id, error)
+            self._journal.log.warning("task %s: its objects stay: %s", self._id, error)
 
 
 def _refusal(error: SpearError) -> SpearError:
@@ -385,10 +391,10 @@ def _refusal(error: SpearError) -> SpearError:
     )
 
 
-def _not_written(task: Task, error: SpearError) -> SpearError:
+def _not_written(task_id: str, error: SpearError) -> SpearError:
     return type(error)(
-        f"task {task.id} has ended ({task.state.value}), but that cannot be written down: "
-        f"{error.message}; the node goes on trying, and `spear result {task.id}` gives the answer "
+        f"task {task_id} has ended, but that cannot be written down: "
+        f"{error.message}; the node goes on trying, and `spear result {task_id}` gives the answer "
         "once it is",
         code=error.code,
         retryable=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ from spear_core.errors import (
     StoreFullError,
     TaskNotFoundError,
 )
+from spear_core.node._task import Task
 from spear_core.node._task_records import TASKS, Deadline
 
 UPLOAD = ArtifactUpload(name="f", filename="f.st", content=b"code")
@@ -538,6 +540,34 @@ async def test_what_is_kept_is_bounded_by_count_and_age_on_disk_too(
     async with open_steered_node(two, disk=disk) as node:
         assert await node.api.list_tasks() == []
     assert await records() == 0
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_what_is_not_kept_any_more_is_gone_from_memory(
+    open_steered_node: Any, runtime: Any, disk: Any, size: int
+) -> None:
+    """At once: in a node that works, the garbage collector seldom comes by."""
+    runtime.behaviour = shout
+    config = SpearletConfig(tasks=TaskConfig(keep_finished=3))
+
+    def alive() -> set[str]:
+        return {found.id for found in gc.get_objects() if type(found) is Task}
+
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        async with open_steered_node(config, disk=disk) as node:
+            await node.api.deploy(UPLOAD)
+            for _ in range(10):
+                task_id = await in_background(node.api, payload=b"x" * size)
+                await node.api.get_task(task_id, wait=True)
+            with trio.fail_after(60):
+                while len(alive() - before) > 3:  # noqa: ASYNC110 - until all is written
+                    await trio.sleep(0.01)
+            assert len(await node.api.list_tasks()) == 3
+    finally:
+        gc.enable()
 
 
 async def test_setting_the_clock_ages_nothing_that_a_running_node_keeps(
