@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -20,6 +21,10 @@ from spear_core.cli._terminal import OutputClosedError, OutputFailedError, error
 from spear_core.errors import ChannelCreationError, ConfigError, SpearError
 
 __all__ = ["InterruptedBySignalError", "explain"]
+
+
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""Since click 8.2; before, it printed the help itself."""
 
 
 class InterruptedBySignalError(Exception):
@@ -77,6 +82,9 @@ def _explain_one(exc: BaseException) -> int:
 
 
 def _explain_usage(exc: click.ClickException) -> int:
+    if isinstance(exc, _NO_ARGUMENTS):  # a group without a command: its help is what to do
+        click.echo(exc.format_message(), err=True)
+        return USAGE
     error(exc.format_message())
     if isinstance(exc, click.UsageError) and exc.ctx is not None:
         click.echo(f"try: {exc.ctx.command_path} --help", err=True)

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
-from spear_core.cli._terminal import note, one_line, write_line
+from spear_core.cli._terminal import note, on_terminal, one_line, write_line
 
 __all__ = ["Column", "age", "duration", "plain", "print_json", "show", "size"]
 
@@ -43,7 +43,7 @@ def show(
     cells = [[one_line(column.text(row)) for column in columns] for row in rows]
     if not rows and nothing:
         note(nothing)
-    elif sys.stdout.isatty():
+    elif on_terminal(sys.stdout):
         _show_table(cells, columns)
     else:
         _show_plain(cells, columns)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import click
 import trio
 
 from spear_core.api import NodeApi, ObjectReader, ObjectStat, TaskInfo
 from spear_core.cli._input import Pieces
 from spear_core.cli._partial_file import Part, open_part, where_to_write
-from spear_core.cli._terminal import note, write_through
+from spear_core.cli._terminal import note, on_terminal, write_through
 from spear_core.errors import NodeUnreachableError, StoreCorruptError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Bar:
 @contextmanager
 def _progress(name: str, size: int | None, *, done: int = 0) -> Iterator[Bar]:
     """A bar on stderr, if that is a terminal and there is enough to move."""
-    if not sys.stderr.isatty() or (size is not None and size < _BAR_FROM):
+    if not on_terminal(sys.stderr) or (size is not None and size < _BAR_FROM):
         yield Bar()
         return
     from rich.console import Console
@@ -96,16 +97,26 @@ class Put:
     async def run(self, **options: Any) -> None:
         """Do it, with the options of :meth:`~spear_core.api.ObjectApi.create`.
 
-        **Raises** :exc:`click.UsageError` when the source cannot be read. **Cancellation**: nothing
-        is written, unless it is ``committing``; then the answer is waited for, for a while.
+        **Raises** :exc:`click.UsageError` when the source cannot be read to the end that it had.
+        **Cancellation**: nothing is written, unless it is ``committing``; then the answer is waited
+        for, for a while.
         """
         with Pieces(None, self.source) as pieces:
             size = _size_of(self.source)
             async with self.api.objects.create(self.key, size=size, **options) as writer:
                 with _progress(self.key, size) as bar:
-                    while piece := await self._next(pieces):
+                    left = size
+                    while left != 0 and (piece := await self._next(pieces)):
+                        if left is not None:  # a file that grows meanwhile is taken as it was
+                            piece = piece[:left]
+                            left -= len(piece)
                         await writer.write(piece)
                         bar.moved(len(piece))
+                if left:
+                    raise click.UsageError(
+                        f"{self.source} has become {left} bytes shorter while it was read; "
+                        f"{self.key} was not written"
+                    )
                 await trio.lowlevel.checkpoint_if_cancelled()
                 self.committing = True
                 with trio.move_on_after(_COMMIT_S, shield=True) as patience:
@@ -118,17 +129,18 @@ class Put:
 
 
 def _size_of(source: str) -> int | None:
-    """Bytes of a regular file; of anything else nobody knows beforehand."""
+    """Bytes of a regular file; of anything else nobody knows beforehand, nor of one that the kernel
+    makes up as it is read (``/proc``), which says that it is empty."""
     if source == "-":
         return None
     found = os.stat(source)
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return (found.st_size or None) if stat.S_ISREG(found.st_mode) else None
 
 
 async def copy_to_stdout(api: NodeApi, key: str, version: int | None = None) -> None:
     """Write the object to stdout, as it comes."""
     async with api.objects.read(key, version=version) as reader:
-        with _progress(key, reader.stat.size if not sys.stdout.isatty() else 0) as bar:
+        with _progress(key, 0 if on_terminal(sys.stdout) else reader.stat.size) as bar:
             async for piece in reader:
                 await trio.to_thread.run_sync(write_through, piece, abandon_on_cancel=True)
                 bar.moved(len(piece))

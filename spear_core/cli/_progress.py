@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from spear_core.api import ArtifactState, NodeApi
-from spear_core.cli._terminal import visible
+from spear_core.cli._terminal import on_terminal, visible
 from spear_core.errors import SpearError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ async def show_progress(text: str, ask: Question | None = None) -> AsyncIterator
 
     :param ask: gives what is being done now, to show after the text; empty for nothing.
     """
-    if not sys.stderr.isatty():
+    if not on_terminal(sys.stderr):
         yield
         return
     async with trio.open_nursery() as nursery:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import trio
 
-from spear_core.cli._terminal import visible, write_line
+from spear_core.cli._terminal import on_terminal, visible, write_line
 from spear_core.errors import InvalidRequestError
 
 __all__ = ["copy_system_log"]
@@ -77,4 +77,4 @@ def _readable(line: str) -> str:
             text += "\n" + str(trace).rstrip("\n")
     except (ValueError, KeyError, TypeError):
         text = line
-    return visible(text) if sys.stdout.isatty() else text
+    return visible(text) if on_terminal(sys.stdout) else text

@@ -10,7 +10,7 @@ import click
 
 from spear_core.api import LogEntry, NodeApi, TaskInfo, TaskState
 from spear_core.cli._exit_codes import FAILED, INTERRUPTED, OK, PRECONDITION, TIMED_OUT
-from spear_core.cli._terminal import error, note, visible, write_bytes
+from spear_core.cli._terminal import error, note, on_terminal, visible, write_bytes
 
 __all__ = [
     "copy_log",
@@ -68,7 +68,7 @@ def format_entry(entry: LogEntry, *, times: bool = False, terminal: bool = False
 
 def log_to_stderr(entry: LogEntry) -> None:
     """Show an entry while its task runs."""
-    note(format_entry(entry, terminal=sys.stderr.isatty()))
+    note(format_entry(entry, terminal=on_terminal(sys.stderr)))
 
 
 def finish(task: TaskInfo, *, hint: str = "") -> int:

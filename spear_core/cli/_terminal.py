@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 import click
 
@@ -15,6 +16,7 @@ __all__ = [
     "error",
     "flush_stdout",
     "note",
+    "on_terminal",
     "one_line",
     "visible",
     "warn",
@@ -32,6 +34,11 @@ class OutputClosedError(Exception):
 
 class OutputFailedError(Exception):
     """Our stdout cannot be written, for example because the disk is full."""
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody watches; a stream that was closed by whoever started us is ``None``."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def visible(text: str) -> str:
@@ -77,7 +84,7 @@ def write_bytes(data: bytes) -> None:
         sys.stdout.buffer.flush()
     except OSError as exc:
         raise _lost(exc) from exc
-    if data and not data.endswith(b"\n") and sys.stdout.isatty() and sys.stderr.isatty():
+    if data and not data.endswith(b"\n") and on_terminal(sys.stdout) and on_terminal(sys.stderr):
         _say("")
 
 
@@ -97,6 +104,8 @@ def write_through(data: bytes) -> None:
 
 def write_line(text: str) -> None:
     """One line on stdout, visible at once."""
+    if sys.stdout is None:
+        raise OutputFailedError("standard output is closed")
     try:
         click.echo(text)
     except OSError as exc:

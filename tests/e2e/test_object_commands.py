@@ -3,9 +3,14 @@ should have chosen."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+SPEAR = str(Path(sys.executable).with_name("spear"))
 
 ODD = "a\nfake  1 B\u202etxt\x1b[31m"
 SHOWN = r"a\nfake  1 B\u202etxt\x1b[31m"
@@ -64,3 +69,29 @@ def test_a_checksum_may_be_written_in_capitals(node: Any) -> None:
     digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     told = node.spear("objects", "put", "e", "-", "--expect", digest.upper(), stdin=b"y")
     assert told.out == "e is version 2\n", told.err
+
+
+def test_streams_that_whoever_started_it_has_closed(node: Any) -> None:
+    """As a program that is started without a terminal may have it."""
+
+    def told(command: str) -> tuple[int, bytes]:
+        done = subprocess.run(
+            ["sh", "-c", f"{SPEAR} objects {command}"],
+            cwd=node.folder,
+            env=node.environ(),
+            capture_output=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    assert told("put g /proc/self/status 2>&-") == (0, b"g is version 1\n")
+    assert told("ls >&-") == (7, b"error: standard output is closed\n")
+    assert told("get g >&-") == (7, b"error: standard output is closed\n")
+    assert told("get g -o copy >&- 2>&-") == (0, b"")
+    assert (node.folder / "copy").read_bytes().startswith(b"Name:")
+
+
+def test_a_group_without_a_command_says_which_there_are(node: Any) -> None:
+    told = node.spear("objects")
+    assert told.status in (0, 2)
+    assert (told.out + told.err).startswith("Usage: spear objects")

@@ -15,12 +15,12 @@ from spear_core.cli._listing import plain
 from spear_core.cli._options import Options, common_options, pass_options
 from spear_core.cli._system_log import copy_system_log
 from spear_core.cli._tasks import copy_log, format_entry
-from spear_core.cli._terminal import write_line
+from spear_core.cli._terminal import on_terminal, write_line
 from spear_core.node.paths import StatePaths
 
 
 def _writer(*, as_json: bool, times: bool) -> Callable[[LogEntry], None]:
-    terminal = sys.stdout.isatty()
+    terminal = on_terminal(sys.stdout)
 
     def write(entry: LogEntry) -> None:
         if as_json:

@@ -19,7 +19,7 @@ from spear_core.cli._interrupt import Interrupt
 from spear_core.cli._listing import print_json, show
 from spear_core.cli._options import DURATION, Options, common_options, json_option, pass_options
 from spear_core.cli._rates import History
-from spear_core.cli._terminal import visible, write_line
+from spear_core.cli._terminal import on_terminal, visible, write_line
 from spear_core.cli._top_screen import COLUMNS, heading, screen
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def command(options: Options, interval: float, once: bool, as_json: bool) -> Non
     spear top --once
     spear top --json
     """
-    if as_json or once or not sys.stdout.isatty():
+    if as_json or once or not on_terminal(sys.stdout):
         metrics = ask(options, lambda api: api.metrics())
         print_json(metrics) if as_json else _print(metrics)
         return

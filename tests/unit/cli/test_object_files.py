@@ -294,6 +294,34 @@ async def test_files_of_every_size(tmp_path: Path, size: int) -> None:
     assert (tmp_path / "copy").read_bytes() == VALUE[:size]
 
 
+async def test_a_file_that_says_it_is_empty_is_read_all_the_same() -> None:
+    api: Any = Api()
+    put = Put(api, "x", "/proc/self/status")
+    await put.run()
+    assert (await api.objects.get("x"))[1].startswith(b"Name:")
+
+
+async def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    class Changing(LocalObjects):
+        to = 0
+
+        @asynccontextmanager
+        async def create(self, key: str, **options: Any) -> Any:
+            os.truncate(tmp_path / "file", self.to)
+            async with super().create(key, **options) as writer:
+                yield writer
+
+    api: Any = Api(Changing)
+    (tmp_path / "file").write_bytes(VALUE)
+    api.objects.to = len(VALUE) + 1
+    await Put(api, "x", str(tmp_path / "file")).run()
+    assert (await api.objects.get("x"))[1] == VALUE
+    api.objects.to = len(VALUE)
+    with pytest.raises(click.UsageError, match=r"file has become 1 bytes shorter .* x was not wri"):
+        await Put(api, "x", str(tmp_path / "file")).run()
+    assert (await api.store.stat("x")).version == 1
+
+
 async def test_a_put_that_is_cancelled_as_it_commits_knows_how_it_ended(tmp_path: Path) -> None:
     api: Any = Api(Halting)
     (tmp_path / "file").write_bytes(b"1")
