@@ -30,7 +30,7 @@ def spear() -> Iterator[Spear]:
                 env=environ,
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=120,
                 check=False,
             )
 

@@ -39,7 +39,7 @@ class Environment:
             env=self.environ(),
             input=stdin,
             capture_output=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert not check or done.returncode == 0, done.stderr.decode()
@@ -61,7 +61,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [_uv(), "build", "--quiet", "--all-packages", "--out-dir", str(folder)],
         cwd=ROOT,
         check=True,
-        timeout=300,
+        timeout=600,
     )
     return folder
 

@@ -68,5 +68,5 @@ def test_node_and_invoke(env: Any) -> None:
         assert env.run("spear", "invoke", "crc32", "--input", "123456789").stdout == CHECKSUM
     finally:
         node.terminate()
-        _, log = node.communicate(timeout=30)
+        _, log = node.communicate(timeout=60)
     assert node.returncode == 0, log

@@ -17,7 +17,6 @@ class TestScheduler(SchedulerContract):
 
 class TestTransport(TransportContract):
     (spec,) = spear_transports()
-    patience = 0.5
     def hang(self): ...
 """
 
