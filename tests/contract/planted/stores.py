@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 import trio
 
 from spear_core.api import (
@@ -833,6 +834,11 @@ class TestHoldersFallSilentWhileItIsClosed(LastingMutant):
     """A store that counts the time it was closed as a holder's silence."""
 
     caught_by = "test_reopened_store_collects"
+
+    @pytest.mark.trio
+    async def test_reopened_store_collects(self, tmp_path: Path, autojump_clock: Any) -> None:
+        """In time that no pause of the machine adds to, which would hide the bug."""
+        await super().test_reopened_store_collects(tmp_path)
 
     class Planted(Lasting):
         async def reopen(self) -> None:
