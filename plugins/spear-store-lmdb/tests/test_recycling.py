@@ -208,6 +208,28 @@ def test_no_mapping_is_left(
     assert mappings(folder.path) == 0
 
 
+def test_a_large_mapping_is_given_up_by_another_thread(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_recycled_files, "_CLOSED_AT_ONCE", 1)
+    threads: list[int] = []
+    closed = threading.Event()
+
+    def close(pages: FilePages) -> None:
+        threads.append(threading.get_ident())
+        pages._pages.close()
+        closed.set()
+
+    monkeypatch.setattr(FilePages, "close", close)
+    folder.waits("0")
+    assert folder.fill("1", bytes(SIZE))
+    if mappings(folder.path):
+        folder.files.seen("1")
+        assert closed.wait(60)
+        assert threads != [threading.get_ident()]
+        assert mappings(folder.path) == 0
+
+
 def test_the_last_one_is_the_first(folder: Folder) -> None:
     inodes = [folder.waits(name) for name in "abc"]
     assert folder.fill("new", bytes(SIZE))

@@ -22,6 +22,9 @@ _LEAST = 512 << 10
 _MOST_KNOWN = 1000
 """Files of which it is known that nobody else has seen them; the oldest are on the disk by now."""
 
+_CLOSED_AT_ONCE = 4 << 20
+"""Bytes of a mapping that is given up on the spot, in a tenth of a millisecond."""
+
 _MOST_MAPPED = 16
 """Files whose pages stay mapped: each has a descriptor."""
 
@@ -269,8 +272,14 @@ class RecycledFiles:
             return self._pages.pop(name, None)
 
     def _forget_pages(self, name: str) -> None:
-        if (pages := self._pages_of(name)) is not None:
-            pages.close()
+        pages = self._pages_of(name)
+        if pages is None:
+            return
+        if pages.size > _CLOSED_AT_ONCE:  # this may be trio's thread
+            with suppress(RuntimeError):  # no more threads
+                trio.lowlevel.start_thread_soon(pages.close, lambda result: None)
+                return
+        pages.close()
 
     def _unlink(self, name: str) -> None:
         with suppress(OSError):
