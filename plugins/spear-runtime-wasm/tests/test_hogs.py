@@ -125,6 +125,19 @@ async def test_workers_end_when_idle(pool: HogPool, monkeypatch: pytest.MonkeyPa
     assert await run(pool, lambda: True)
 
 
+async def test_where_no_thread_can_be_started_a_job_is_sliced_where_it_is(
+    pool: HogPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        assert not await run(pool, lambda: True)
+        assert not pool._jobs
+    assert await run(pool, lambda: True)
+
+
 async def test_without_workers_a_job_is_sliced_where_it_is() -> None:
     none = HogPool(get_host(64).ticker, 0)
     assert not await run(none, lambda: True)

@@ -12,6 +12,7 @@ import enum
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 
 import trio
 
@@ -78,12 +79,10 @@ class HogPool:
         **Cancellation**: the guest is suspended when Cancelled comes out. Should the worker not
         let go of it at once, this returns when it does, and the next checkpoint raises.
         """
-        if not self._limit:
+        job = _Job(guest, meter)
+        if not self._submit(job):
             await trio.lowlevel.checkpoint()
             return False
-        job = _Job(guest, meter)
-        self._submit(job)
-
         await trio.lowlevel.wait_task_rescheduled(lambda _: self._abort(job))
         if job.error is not None:
             raise job.error
@@ -98,16 +97,20 @@ class HogPool:
         for thread in threads:
             thread.join()
 
-    def _submit(self, job: _Job) -> None:
+    def _submit(self, job: _Job) -> bool:
+        """Queue it; False when there is no worker, and none can be started."""
         with self._changed:
-            self._jobs.append(job)
-            if self._idle >= len(self._jobs):
+            if self._idle > len(self._jobs):
                 self._changed.notify()
             elif len(self._threads) < self._limit:
                 name = f"spear-wasm-worker-{len(self._threads)}"
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                with suppress(RuntimeError):  # this process may have no more threads
+                    thread.start()
+                    self._threads.append(thread)  # it waits for the lock, which we hold
+            if self._threads:
+                self._jobs.append(job)
+            return bool(self._threads)
 
     def _abort(self, job: _Job) -> trio.lowlevel.Abort:
         """On the trio thread: get the job back, now if possible."""
