@@ -500,6 +500,7 @@ class TestForgetsHistorySilently(LastingMutant):
     """A metadata store without a history when it is opened again, whose watches do not say so."""
 
     caught_by = "test_reopened_history_has_no_gap"
+    patience = 3.0
 
     class Planted(Lasting):
         async def reopen(self) -> None:

@@ -798,6 +798,7 @@ class TestWatchBeginsAnew(LastingMutant):
     """A store whose watches of before begin in the present when it is opened again."""
 
     caught_by = "test_reopened_watch_has_no_gap"
+    patience = 3.0
 
     class Planted(Lasting):
         async def reopen(self) -> None:
