@@ -11,6 +11,7 @@ from functools import partial
 import trio
 
 from spear_core.builtins._memory_segment import Segment, room_for
+from spear_core.stores import IdleSweep
 
 __all__ = ["RecycledMemory"]
 
@@ -54,7 +55,7 @@ class RecycledMemory:
         self._returned: deque[Segment] = deque()
         self._open: set[int] = set()
         self._ended = False
-        self._tell: Callable[[], object] | None = None
+        self._idle = IdleSweep()
 
     @property
     def waiting(self) -> int:
@@ -136,8 +137,7 @@ class RecycledMemory:
                 continue
             self._waiting.append((self._turn, segment))
             self._bytes += segment.pages
-            if (tell := self._tell) is not None:
-                tell()
+            self._idle.waits()
         return dropped + self._without(self._beyond(most))
 
     def _most(self) -> int:
@@ -165,23 +165,9 @@ class RecycledMemory:
     async def sweep_idle(self, seconds: float) -> None:
         """Give back what has waited for so long, or up to twice that, until cancelled; then all
         of it. Nothing happens, and no time passes, while nothing waits."""
-        token = trio.lowlevel.current_trio_token()
-        some = trio.Event()
-
-        def tell() -> None:
-            with suppress(trio.RunFinishedError):
-                token.run_sync_soon(some.set, idempotent=True)
-
-        self._tell = tell
         try:
-            while True:
-                await some.wait()
-                some = trio.Event()
-                await trio.sleep(seconds)
-                while self._sweep():  # noqa: ASYNC110 - time is what it waits for
-                    await trio.sleep(seconds)
+            await self._idle.run(seconds, self._sweep)
         finally:
-            self._tell = None
             self._most_bytes, self._ended = 0, True
             self.clear()
 

@@ -36,7 +36,6 @@ from spear_core.node._backup_files import (
     copy_tree,
     disk_trouble,
     remove_tree,
-    sync,
     sync_directories,
 )
 from spear_core.node._backup_manifest import (
@@ -51,6 +50,7 @@ from spear_core.node._services import Services
 from spear_core.node._stores import lasts
 from spear_core.node.paths import StatePaths
 from spear_core.plugins import Owned
+from spear_core.stores import sync
 
 __all__ = [
     "METADATA",

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO
 
 from spear_core.errors import InvalidRequestError, StoreCorruptError, StoreFormatError
-from spear_core.node._backup_files import disk_trouble, sync
+from spear_core.node._backup_files import disk_trouble
 from spear_core.node._backup_manifest import MANIFEST, Manifest, Moved, decode_manifest
+from spear_core.stores import sync
 
 __all__ = ["is_archive", "pack_archive", "read_archive_manifest", "unpack_archive"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from trio.from_thread import check_cancelled
 
 from spear_core.errors import SpearError, StoreFullError
+from spear_core.stores import sync
 
 __all__ = [
     "copy_tree",
@@ -88,15 +89,6 @@ def copy_tree(source: Path, target: Path, *, link: bool = False) -> None:
         elif entry.is_file():
             with suppress(FileNotFoundError):
                 take_file(path, place, link=link)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a directory, on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_directories(root: Path) -> None:

@@ -25,7 +25,8 @@ import trio
 from spear_core._bundle import BundleLimits, digest_of, read_tree, unpack
 from spear_core.api import Artifact, ArtifactUpload
 from spear_core.errors import ArtifactCorruptError, ArtifactError, InvalidRequestError
-from spear_core.node._state import make_directory, sync_directory, write_atomically
+from spear_core.node._state import make_directory, write_atomically
+from spear_core.stores import sync
 
 __all__ = ["CodeStore", "Staged", "cannot_store"]
 
@@ -139,7 +140,7 @@ class CodeStore:
         _protect(temporary)
         try:
             temporary.rename(place)
-            sync_directory(self._root)
+            sync(self._root)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -245,7 +246,7 @@ def _protect(root: Path) -> None:
     """Nobody adds files to a bundle, not even a cache of compiled modules; and its names are on the
     disk itself."""
     for directory, _, _ in os.walk(root, topdown=False):
-        sync_directory(Path(directory))
+        sync(Path(directory))
         Path(directory).chmod(0o500)
 
 

@@ -26,7 +26,6 @@ from spear_core.node._backup_archive import read_archive_manifest, unpack_archiv
 from spear_core.node._backup_files import (
     disk_trouble,
     remove_tree,
-    sync,
     sync_directories,
     take_file,
 )
@@ -37,6 +36,7 @@ from spear_core.node._stopped import open_services
 from spear_core.node._stores import lasts
 from spear_core.node.paths import StatePaths
 from spear_core.plugins import Owned, Plugins
+from spear_core.stores import sync
 
 __all__ = ["ASIDE", "RestoreReport", "restore_backup"]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from spear_core.errors import ConfigError, NodeAlreadyRunningError
 from spear_core.node.paths import StatePaths
+from spear_core.stores import sync
 
 __all__ = [
     "hold_state",
@@ -23,7 +24,6 @@ __all__ = [
     "lock_state",
     "make_directory",
     "open_run_dir",
-    "sync_directory",
     "write_atomically",
 ]
 
@@ -161,7 +161,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.rename(temporary, path)
-        sync_directory(path.parent)
+        sync(path.parent)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
@@ -177,16 +177,7 @@ def make_directory(path: Path) -> None:
     for each in reversed(missing):
         each.mkdir(mode=0o700, exist_ok=True)
         with suppress(PermissionError):  # one that is somebody else's, and may not be read
-            sync_directory(each.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Have the names in a directory on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(each.parent)
 
 
 @contextmanager

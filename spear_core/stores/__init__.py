@@ -24,8 +24,10 @@ from spear_core.stores._checks import (
 )
 from spear_core.stores._copying import copy_to
 from spear_core.stores._deadlines import Deadlines
+from spear_core.stores._disk import sync
 from spear_core.stores._hashing import hashed_beside
 from spear_core.stores._history import History, HistoryChannel, News
+from spear_core.stores._idle import IdleSweep
 from spear_core.stores._piping import PipeTaker
 from spear_core.stores._sealed import SEALS, check_sealed
 from spear_core.stores._versions import Picture, Versions
@@ -39,6 +41,7 @@ __all__ = [
     "Deadlines",
     "History",
     "HistoryChannel",
+    "IdleSweep",
     "News",
     "Picture",
     "PieceWriter",
@@ -59,5 +62,6 @@ __all__ = [
     "object_as_expected",
     "object_conflict",
     "past_revision",
+    "sync",
     "version_gone",
 ]

@@ -20,9 +20,10 @@ from spear_core.errors import (
     StoreFormatError,
     StoreInUseError,
 )
+from spear_core.stores import sync
 
 from ._disk_errors import disk_trouble
-from ._folder import FORMAT, sync
+from ._folder import FORMAT
 
 __all__ = ["Copied", "backup_directory", "copied", "restore_directory", "take_files"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from spear_core.api import ObjectStat, ObjectView
 from spear_core.errors import StoreCorruptError, StoreError
-from spear_core.stores import hashed_beside
+from spear_core.stores import hashed_beside, sync
 
 from ._disk_errors import disk_trouble
 from ._mapped_files import MappedFiles, WrongSizeError
@@ -156,11 +156,7 @@ class Blobs:
 
     def sync_folder(self) -> None:
         """Have the names of new files on the disk itself."""
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(self._folder)
 
     def remove(self, name: str) -> None:
         """Remove a file. Whoever maps it goes on reading it."""

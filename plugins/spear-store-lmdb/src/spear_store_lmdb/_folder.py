@@ -14,6 +14,7 @@ from typing import Any, cast
 import lmdb
 
 from spear_core.errors import StoreFormatError, StoreInUseError
+from spear_core.stores import sync
 
 from ._disk_errors import damaged_file, disk_trouble
 from ._transaction import Transaction
@@ -145,15 +146,6 @@ def _checked(
     except (lmdb.Error, OSError, ValueError) as exc:
         raise disk_trouble(exc, folder) from exc
     return {"meta": meta, **handles}, FORMAT if version is None else int(version)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a directory, on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sync_names(folder: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import trio
 
+from spear_core.stores import IdleSweep
+
 from ._delayed import never_on_disk
 from ._file_pages import FilePages, mapped_pages, write_over
 
@@ -68,7 +70,7 @@ class RecycledFiles:
         """Of files that have been used again, to be written over once more."""
         self._bytes = 0
         self._turn = 0
-        self._tell: Callable[[], object] | None = None
+        self._idle = IdleSweep()
 
     @property
     def waiting(self) -> int:
@@ -106,8 +108,7 @@ class RecycledFiles:
         with self._lock:
             self._waiting.append((self._turn, name, size))
             self._bytes += size
-            if (tell := self._tell) is not None:
-                tell()
+            self._idle.waits()
         self._drop(self._beyond)
         return True
 
@@ -213,23 +214,7 @@ class RecycledFiles:
     async def sweep_idle(self, seconds: float) -> None:
         """Remove what has waited for so long, or up to twice that, until cancelled. Nothing
         happens, and no time passes, while nothing waits."""
-        token = trio.lowlevel.current_trio_token()
-        some = trio.Event()
-
-        def tell() -> None:
-            with suppress(trio.RunFinishedError):
-                token.run_sync_soon(some.set, idempotent=True)
-
-        self._tell = tell
-        try:
-            while True:
-                await some.wait()
-                some = trio.Event()
-                await trio.sleep(seconds)
-                while self._sweep():  # noqa: ASYNC110 - time is what it waits for
-                    await trio.sleep(seconds)
-        finally:
-            self._tell = None
+        await self._idle.run(seconds, self._sweep)
 
     def _sweep(self) -> bool:
         """Remove what has waited since before the last call; whether anything is left."""
