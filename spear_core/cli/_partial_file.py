@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,13 +88,14 @@ def open_part(path: Path, stat: ObjectStat, *, resume: bool) -> Iterator[Part]:
     :param resume: go on with the one that an earlier attempt has left, and leave it when this one
         fails.
     """
-    part = path.with_name(part_name(path, stat) if resume else f".{path.name}.{os.getpid()}.part")
+    name = part_name(path, stat) if resume else f".{path.name}.{secrets.token_hex(4)}.part"
+    part = path.with_name(name)
     try:
         if resume:
             _forget_others(path, part)
             descriptor = _open_locked(part)
         else:
-            descriptor = _open(part, os.O_TRUNC)
+            descriptor = _open(part, os.O_EXCL)
         file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -19,7 +19,6 @@ __all__ = [
     "copy_tree",
     "disk_trouble",
     "remove_tree",
-    "sync",
     "sync_directories",
     "take_file",
 ]

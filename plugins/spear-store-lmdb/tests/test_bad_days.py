@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from array import array
@@ -430,3 +431,19 @@ async def test_flipped_bits_never_become_values(tmp_path: Path) -> None:
             assert said == "told\n", done.stderr.decode()[-3000:]
         else:
             assert said in ("told\n", "unharmed\n") or done.returncode < 0, done.stderr.decode()
+
+
+def test_only_names_in_the_stores_own_file_system_are_synced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Above it may be one that refuses, as those do that are never written to."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == shared.parent.stat().st_dev:
+        pytest.skip("/dev/shm is no file system of its own here")
+    synced: list[Path] = []
+    monkeypatch.setattr(_folder, "sync", synced.append)
+    with tempfile.TemporaryDirectory(dir=shared) as made:
+        folder = Path(made, "a", "b")
+        folder.mkdir(parents=True)
+        _folder._sync_names(folder)
+        assert synced == [folder, folder.parent, Path(made), shared]

@@ -19,7 +19,7 @@ from spear_core.stores import sync
 from ._disk_errors import damaged_file, disk_trouble
 from ._transaction import Transaction
 
-__all__ = ["FORMAT", "Migration", "opened_folder", "sync"]
+__all__ = ["FORMAT", "Migration", "opened_folder"]
 
 Migration = Callable[[Transaction, Mapping[str, Any]], None]
 """Turns the content of one format into that of the next, in one transaction."""
@@ -150,8 +150,12 @@ def _checked(
 
 def _sync_names(folder: Path) -> None:
     """Have the name of a new store on the disk itself, and those of the directories on the way to
-    it: whoever made them need not have."""
+    it in its file system: whoever made them need not have. What is above that is there already, and
+    may be a file system that is never written to, which refuses."""
+    device = folder.stat().st_dev
     for directory in (folder, *folder.resolve().parents):
+        if directory.stat().st_dev != device:
+            break
         with suppress(PermissionError):  # not ours, then, and older
             sync(directory)
 
